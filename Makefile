@@ -1,0 +1,48 @@
+# Layer by Layer: `make book` builds the book, `make test` checks it, `make help` lists the rest.
+
+# The first Python that the lock is tested with; `make PYTHON=... env` chooses another one.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+    "$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && { echo "$$p"; break; }; done)
+BIN := .venv/bin
+STAMP := .venv/.layerwise-installed
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help env book test lab bench lint clean
+
+help: ## list these targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+# torch comes first and pinned: another package's open range would fetch a second, larger torch before it.
+$(STAMP): constraints.txt pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then \
+	    echo "No Python 3.11 or 3.12 found: install one of them, or name it with: make PYTHON=/path/to/python env" >&2; exit 1; fi
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python %d.%d is too old: 3.11 or 3.12 is needed. Name one with: make PYTHON=/path/to/python env" % v[:2])'
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,lab,dev]'
+	@touch $@
+
+env: $(STAMP) ## make .venv from constraints.txt
+
+book: $(STAMP) ## execute what changed, build the book, check its pages
+	@$(BIN)/python -m layerwise.book sync
+	@$(BIN)/python -m layerwise.book build
+
+# Two workers with one thread each are faster than one worker with two.
+test: $(STAMP) ## run the tests
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(JOBS) --durations=10
+
+lab: $(STAMP) ## open the notebooks in JupyterLab, text and notebook paired
+	@$(BIN)/python -m layerwise.book sync
+	$(BIN)/jupyter lab --notebook-dir . notebooks
+
+bench: $(STAMP) ## run the speed and memory comparisons
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+lint: $(STAMP) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check lib tests benchmarks
+
+clean: ## remove everything built, keep the environment
+	rm -rf _build .pytest_cache .ruff_cache .hypothesis
