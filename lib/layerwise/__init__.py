@@ -1,0 +1,50 @@
+"""Layer by Layer: score the blocks of a language model, plan, compress to the plan, evaluate.
+
+Everything that a notebook needs is reached from here: `import layerwise as lw`, then `lw.load`, `lw.scores.lim`, ...
+Names are resolved when they are first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_FUNCTIONS = {
+    "load": "models",
+    "save": "models",
+    "tokens": "corpora",
+    "shape": "architectures",
+    "Plan": "plans",
+    "Layer": "plans",
+    "perplexity": "evaluation",
+    "compare": "evaluation",
+    "accuracy": "evaluation",
+    "size": "evaluation",
+    "sweep": "results",
+}
+_MODULES = (
+    "architectures",
+    "book",
+    "corpora",
+    "damage",
+    "evaluation",
+    "figures",
+    "models",
+    "plans",
+    "results",
+    "scores",
+    "world",
+)
+
+__all__ = [*_FUNCTIONS, *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _FUNCTIONS:
+        return getattr(import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"layerwise has no {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
