@@ -1,0 +1,249 @@
+"""What a model is worth: perplexity, comparison with another model on the same tokens, task accuracy, size.
+
+Tokens are `[n, length]`, one independent window a row; every interval is over windows (see `stats`). Logits are
+taken in float32 whatever the model computes in, sums over tokens in float64, and never more than one batch is kept.
+"""
+
+import contextlib
+import difflib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from layerwise import corpora, stats
+
+
+class Perplexity(NamedTuple):
+    """exp(mean loss per predicted token), with its 95 % interval over windows."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Comparison(NamedTuple):
+    """Two models on the same tokens, in nats per predicted token, each with a 95 % interval over windows.
+
+    `loss` is the first model's loss minus the second's: positive = the first is worse. `kl` is the divergence of the
+    first from the second, KL(second || first): what is lost when the first stands in for the second.
+    """
+
+    loss: float
+    loss_low: float
+    loss_high: float
+    kl: float
+    kl_low: float
+    kl_high: float
+
+
+class Size(NamedTuple):
+    """Number of parameters and bytes of everything that is stored; tied tensors count once."""
+
+    parameters: int
+    bytes: int
+
+
+def perplexity(model: nn.Module, tokens: Tensor, batch: int = 8) -> Perplexity:
+    """Perplexity of `model` on `tokens` `[n, length]`; each window is read on its own, its first token isn't predicted.
+
+    The loss equals that of transformers for the same tokens. The interval is computed for the mean loss and carried
+    through exp, so it is not symmetric.
+    """
+    return Perplexity(*(math.exp(loss) for loss in stats.mean(window_losses(model, tokens, batch))))
+
+
+def compare(a: nn.Module, b: nn.Module, tokens: Tensor, batch: int = 8) -> Comparison:
+    """Loss of `a` minus loss of `b`, and KL(b || a), on the same `tokens` `[n, length]`, paired window by window.
+
+    Pairing matters: windows differ in difficulty far more than two versions of a model do on one window.
+    """
+    check(a, tokens)
+    check(b, tokens)
+    if a.config.vocab_size != b.config.vocab_size:
+        sizes = f"{a.config.vocab_size} and {b.config.vocab_size}"
+        raise ValueError(f"the models have vocabularies of {sizes} tokens: only models that share one can be compared")
+    losses, divergences = [], []
+    with torch.inference_mode():
+        for part in batches(tokens, batch, "comparing"):
+            reference = logits(b, part)
+            loss, kl = differences(logits(a, part).to(reference.device), reference, part)
+            losses += loss.tolist()
+            divergences += kl.tolist()
+    return Comparison(*stats.mean(losses), *stats.mean(divergences))
+
+
+def window_losses(model: nn.Module, tokens: Tensor, batch: int = 8) -> Tensor:
+    """Mean loss of each window in nats per predicted token, `[n, length] -> float64 [n]`."""
+    check(model, tokens)
+    with torch.inference_mode():
+        found = [losses(logits(model, part), part) for part in batches(tokens, batch, "perplexity")]
+    return torch.cat(found)
+
+
+def accuracy(
+    model: nn.Module, tokenizer, tasks: Sequence[str], limit: int | None = None, batch: int = 64
+) -> pd.DataFrame:
+    """Zero-shot accuracy by lm-eval, one row per task: task, metric, value, stderr, chance, n.
+
+    The metric is acc_norm where the task has it, else acc, and exact_match for generated answers. `chance` is what
+    guessing earns on the same items: the mean of 1 / number of choices, or what the task's metadata states; it is
+    missing for tasks that have neither. `limit` takes the first items of each task.
+    """
+    from lm_eval import evaluator
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from layerwise import world
+
+    tasks = list(tasks)
+    with _quiet("lm_eval", "datasets"):
+        # Indexing lm-eval's own thousands of tasks takes seconds; it is done only when one of them is asked for.
+        ours_only = all(task.startswith("world_") for task in tasks)
+        manager = TaskManager(include_path=str(world.TASK_PATH), include_defaults=not ours_only)
+        known = set(manager.all_tasks)
+        for task in tasks:
+            if task not in known:
+                near = difflib.get_close_matches(task, known, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ValueError(
+                    f"unknown task {task!r}.{hint} The world's tasks are {', '.join(world.TASKS)}; others go by their "
+                    "name in lm-eval."
+                )
+        result = evaluator.simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
+            tasks=tasks,
+            num_fewshot=0,
+            limit=limit,
+            task_manager=manager,
+            # Nothing here is drawn, so lm-eval need not reseed the generators of the whole process.
+            random_seed=None,
+            numpy_random_seed=None,
+            torch_random_seed=None,
+        )
+    return pd.DataFrame([_task_row(task, result) for task in tasks])
+
+
+def size(model: nn.Module) -> Size:
+    """Parameters and bytes of `model` as stored; counts from shapes, so it works on the meta device too."""
+    stored = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}.values()
+    parameters = sum(tensor.numel() for tensor in stored if isinstance(tensor, nn.Parameter))
+    return Size(parameters, sum(tensor.numel() * _stored_bytes(tensor, model) for tensor in stored))
+
+
+def _stored_bytes(tensor, model):
+    # A checkpoint in bfloat16 that `load` computes in float32 has not grown; `load` notes what it was stored in.
+    noted = getattr(model, "stored_dtype", None)
+    return noted.itemsize if noted and tensor.dtype == model.dtype else tensor.element_size()
+
+
+# The parts of the above that `damage` shares.
+
+
+def check(model: nn.Module, tokens: Tensor) -> None:
+    """Raise unless `tokens` is `[n, length]` with something to predict and all in the model's vocabulary."""
+    corpora.check_tokens(tokens, model.config.vocab_size)
+    if tokens.shape[1] < 2:
+        raise ValueError("windows of one token leave nothing to predict: take windows of at least 2 tokens")
+
+
+def batches(tokens: Tensor, batch: int, label: str) -> Iterator[Tensor]:
+    """Rows of `tokens`, `batch` at a time, under a progress bar that leaves no trace."""
+    yield from tqdm(tokens.split(batch), desc=label, unit="batch", leave=False, disable=None)
+
+
+def logits(model: nn.Module, tokens: Tensor) -> Tensor:
+    """The model's logits for a batch, `[n, length] -> [n, length, vocabulary]`, in the model's own dtype."""
+    device = next(model.parameters()).device
+    return model(input_ids=tokens.to(device), use_cache=False).logits
+
+
+def losses(predicted: Tensor, tokens: Tensor) -> Tensor:
+    """Mean next-token loss per window, `[n, length, vocabulary], [n, length] -> float64 [n]` on the CPU."""
+    rows = zip(predicted, tokens.to(predicted.device), strict=True)
+    per_token = (F.cross_entropy(p[:-1].float(), t[1:], reduction="none") for p, t in rows)
+    return _finite(torch.stack([loss.double().mean() for loss in per_token]))
+
+
+def differences(predicted: Tensor, reference: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss of `predicted` minus loss of `reference`, KL(reference || predicted)) per window, each float64 `[n]`.
+
+    Both are logits `[n, length, vocabulary]`; both means are over the predicted positions. One window at a time, so
+    that the float32 copies of a large vocabulary stay small.
+    """
+    loss, kl = [], []
+    for p, q, t in zip(predicted, reference, tokens.to(reference.device), strict=True):
+        p, q = (F.log_softmax(x[:-1].float(), dim=-1) for x in (p, q))
+        change = (q - p).gather(1, t[1:, None]).double().mean()
+        loss.append(change)
+        kl.append((q.exp() * (q - p)).sum(dim=-1).double().mean())
+    return _finite(torch.stack(loss)), _finite(torch.stack(kl))
+
+
+def _finite(per_window):
+    per_window = per_window.cpu()
+    bad = (~per_window.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"the model's logits are not finite in {len(bad)} of {len(per_window)} windows of a batch: its weights or "
+            "activations overflow, so it has no loss (float16 overflows where bfloat16 and float32 don't)"
+        )
+    return per_window
+
+
+# Reading lm-eval's results.
+
+
+def _task_row(task, result):
+    found = result["results"][task]
+    leaves = _leaves(task, result.get("group_subtasks", {}))
+    samples = [sample for leaf in leaves for sample in result["samples"][leaf]]
+    for metric in ("acc_norm", "acc", "exact_match"):
+        # Keys read "metric,filter"; of several filters the first is the task's strict one.
+        keys = [key for key in found if key.partition(",")[0] == metric]
+        if keys:
+            break
+    else:
+        raise ValueError(f"task {task!r} reports none of acc_norm, acc and exact_match, so it has no accuracy")
+    stderr = found.get(keys[0].replace(metric, f"{metric}_stderr", 1))
+    return {
+        "task": task,
+        "metric": metric,
+        "value": found[keys[0]],
+        "stderr": float("nan") if stderr in (None, "N/A") else stderr,
+        "chance": _chance([result["configs"][leaf] for leaf in leaves], samples),
+        "n": len(samples),
+    }
+
+
+def _leaves(task, subtasks):
+    return [leaf for child in subtasks[task] for leaf in _leaves(child, subtasks)] if subtasks.get(task) else [task]
+
+
+def _chance(configs, samples):
+    stated = [(config.get("metadata") or {}).get("chance") for config in configs]
+    if len(stated) == 1 and stated[0] is not None:
+        return float(stated[0])
+    if all(config["output_type"] == "multiple_choice" for config in configs):
+        return sum(1 / len(sample["arguments"]) for sample in samples) / len(samples)
+    return float("nan")
+
+
+@contextlib.contextmanager
+def _quiet(*names):
+    """Errors only, from these loggers; progress bars are not logs and stay."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
