@@ -1,0 +1,93 @@
+"""Text of the world as rows of tokens, with the entropy of each row.
+
+Rows are drawn in blocks whose random state depends only on (split, seed, kind, block number), so any row can be had
+without the ones before it, and a training run that resumes sees the same text.
+"""
+
+import random
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from .documents import Writer, people, scripts, sums, taxonomy, uses
+from .entities import World
+from .stories import stories
+from .tokens import tokenizer
+
+WRITERS = {"people": people, "stories": stories, "taxonomy": taxonomy, "uses": uses, "scripts": scripts, "sums": sums}
+# how often a document of each kind comes; as documents differ in length, the shares of tokens are about
+# 27 % people, 21 % stories, 19 % sums, 13 % taxonomy, 11 % scripts and 9 % uses
+KIND_WEIGHTS = {"people": 42, "stories": 12, "taxonomy": 30, "uses": 35, "scripts": 7, "sums": 16}
+KINDS = tuple(WRITERS)
+SPLITS = ("train", "calibration", "test")
+BLOCK = 256  # rows per block
+
+
+@lru_cache(maxsize=2)
+def world(seed: int = 0) -> World:
+    return World(seed)
+
+
+def documents(split: str, seed: int = 0, kind: str | None = None, block: int = 0) -> Iterator[tuple[str, list]]:
+    """Endless documents as (text, [(character offset, nats), ...])."""
+    rng = random.Random(f"{split}-{seed}-{kind}-{block}")
+    facts = world()
+    total = sum(KIND_WEIGHTS.values())
+    cumulative = np.cumsum([w / total for w in KIND_WEIGHTS.values()]).tolist()
+    while True:
+        writer = Writer(rng)
+        chosen = kind or writer.choose_weighted(KINDS, cumulative)
+        WRITERS[chosen](writer, facts)
+        yield writer.text(), writer.choices
+
+
+def rows(
+    split: str, n: int, length: int = 256, seed: int = 0, kind: str | None = None, start: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows `start … start + n - 1` of a split.
+
+    Returns `tokens` uint16 [n, length] and `floor` float64 [n]: the entropy in nats of the `length - 1` tokens of each
+    row that a model predicts. Every row begins with the end-of-text token at the beginning of a document, so that nothing
+    a reader needs lies outside it; the last document of a row is cut.
+
+    kind: one of `KINDS`, or None for the mixture that the embedded models are trained on.
+    Raises ValueError for an unknown split or kind.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: the world has {', '.join(SPLITS)}")
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"unknown kind of text {kind!r}: the world has {', '.join(KINDS)}")
+    tokens = np.empty((n, length), np.uint16)
+    floor = np.empty(n)
+    for block in range(start // BLOCK, -(-(start + n) // BLOCK)):
+        block_tokens, block_floor = _block(split, seed, kind, block, length)
+        low, high = max(start, block * BLOCK), min(start + n, (block + 1) * BLOCK)
+        tokens[low - start : high - start] = block_tokens[low - block * BLOCK : high - block * BLOCK]
+        floor[low - start : high - start] = block_floor[low - block * BLOCK : high - block * BLOCK]
+    return tokens, floor
+
+
+@lru_cache(maxsize=4)
+def _block(split: str, seed: int, kind: str | None, block: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    source = documents(split, seed, kind, block)
+    backend = tokenizer().backend_tokenizer
+    end = tokenizer().eos_token_id
+    tokens = np.empty((BLOCK, length), np.uint16)
+    floor = np.zeros(BLOCK)
+    row, filled = 0, 0
+    while row < BLOCK:
+        batch = [next(source) for _ in range(256)]
+        for (_, choices), code in zip(
+            batch, backend.encode_batch([t for t, _ in batch], add_special_tokens=False), strict=True
+        ):
+            ids = [end, *code.ids][: length - filled]
+            tokens[row, filled : filled + len(ids)] = ids
+            reached = code.offsets[len(ids) - 2][1] if len(ids) > 1 else 0
+            floor[row] += sum(nats for offset, nats in choices if offset < reached)
+            filled += len(ids)
+            if filled == length:
+                row, filled = row + 1, 0
+                if row == BLOCK:
+                    break
+    return tokens, floor
