@@ -162,7 +162,7 @@ def shape(model) -> Shape:
     """The `Shape` of a model, on any device; on "meta" too, where no weights are needed.
 
     Bytes are those of the checkpoint: `lw.load` notes the stored dtype on the model as `stored_dtype`, because
-    computing a bfloat16 model in float32 doesn't make it larger. A model without that note is counted as it is in memory.
+    computing a bfloat16 model in float32 doesn't make it larger. A model without that note is counted as in memory.
     """
     stored = getattr(model, "stored_dtype", None) or model.dtype
     each = blocks(model)

@@ -1,0 +1,229 @@
+"""How important is each block? `(model, tokens) -> importance [L]`, higher = keep more.
+
+`x_i` is the hidden state that enters block `i`, `y_i` the one that leaves it, both read at the block itself: a Hugging
+Face `hidden_states[-1]` is taken after the final norm and is not `y_{L-1}`. A score of your own is any function of this
+signature; `measure` gives it a standard error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from layerwise.architectures import blocks, linears
+from layerwise.corpora import check_tokens
+
+GROUPS = 8  # into which `measure` splits the windows for a score that it can't look into
+
+
+class Measured(NamedTuple):
+    """A score of every block and its standard error, float64 `[L]` each."""
+
+    value: np.ndarray
+    standard_error: np.ndarray
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one pass over the tokens tells of each block, window by window.
+
+    `tokens` `[n]` counts the tokens of a window that are no padding. The others are means over these, `[L, n]`:
+    `cosine` of x and y; `read`, `written` and `change`, the mean squares per coordinate of x, y and y - x.
+
+    Tokens of a window depend on each other, windows do not: the window is the sampling unit of every standard error.
+    Indexing takes some of the windows, `statistics[:16]`, so that nothing is run twice to see fewer tokens.
+    """
+
+    tokens: np.ndarray
+    cosine: np.ndarray
+    read: np.ndarray
+    written: np.ndarray
+    change: np.ndarray
+
+    def __getitem__(self, windows) -> Statistics:
+        chosen = np.atleast_1d(np.arange(len(self.tokens))[windows])
+        parts = (self.cosine, self.read, self.written, self.change)
+        return Statistics(self.tokens[chosen], *(part[:, chosen] for part in parts))
+
+    @property
+    def lim(self) -> Measured:
+        """Layer input modification: minus the mean cosine over all tokens."""
+        value, error = self._mean(self.cosine)
+        return Measured(-value, error)
+
+    def rms(self, which: str) -> Measured:
+        """Root mean square of a coordinate of the residual stream `[L]`: `which` is "read", "written" or "change"."""
+        value, error = self._mean(getattr(self, which))
+        root = np.sqrt(value)
+        return Measured(root, np.divide(error, 2 * root, out=np.zeros_like(error), where=root > 0))
+
+    def _mean(self, of_windows: np.ndarray) -> Measured:
+        """Mean over tokens and its standard error over windows, that of a ratio estimate: `[L, n] -> [L], [L]`.
+
+        Windows weigh by their tokens. With equally long windows this is the usual standard error of a mean.
+        """
+        n = len(self.tokens)
+        weights = self.tokens / self.tokens.sum()
+        value = of_windows @ weights
+        if n < 2:
+            return Measured(value, np.full_like(value, np.nan))  # one window has no spread
+        squares = (((of_windows - value[:, None]) * weights) ** 2).sum(axis=1)
+        return Measured(value, np.sqrt(squares * n / (n - 1)))
+
+
+def lim(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> np.ndarray:
+    """Layer input modification, minus the mean over tokens of cos(x_i, y_i): float64 `[L]`, higher = more important.
+
+    Defined in arXiv 2406.17415; the layer redundancy LR of arXiv 2411.03513 is its negative, and the block influence
+    of ShortGPT (arXiv 2403.03853) is 1 plus it. Arguments and errors as for `statistics`.
+    """
+    return statistics(model, tokens, mask, batch).lim.value
+
+
+def zd(model, tokens: Tensor | None = None) -> np.ndarray:
+    """Z-score distribution: minus the share of a block's weights with z > 1, float64 `[L]`, higher = more important.
+
+    z = (w - mean) / std over the weight matrices of all linear layers of the block, pooled; the standard deviation is
+    that of the population (arXiv 2406.17415). It reads no text: `tokens` is there so that scores are called alike.
+
+    Raises ValueError that names the block and the matrix if a weight is NaN or infinite.
+    """
+    return np.array([-_share_above_one(block, i) for i, block in enumerate(blocks(model))])
+
+
+def measure(score: Callable, model, tokens: Tensor, **options) -> Measured:
+    """A score and its standard error over windows, float64 `[L]` each; `options` go to the score.
+
+    For `lim` both come from one pass. For `zd` the error is 0: it is a census of the weights, not a sample of text.
+    Any other score is computed on all tokens, then on up to 8 disjoint groups of windows, from whose spread the error
+    is estimated: that costs twice, and suits scores that are means over text. One window gives no error (NaN).
+    """
+    if score is lim:
+        return statistics(model, tokens, **options).lim
+    value = _checked(score(model, tokens, **options), score, model)
+    if score is zd:
+        return Measured(value, np.zeros_like(value))
+    if len(tokens) < 2:
+        return Measured(value, np.full_like(value, np.nan))
+    groups = tokens.tensor_split(min(GROUPS, len(tokens)))
+    each = np.stack([_checked(score(model, group, **options), score, model) for group in groups])
+    return Measured(value, each.std(axis=0, ddof=1) / np.sqrt(len(each)))
+
+
+def statistics(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> Statistics:
+    """Run the blocks over `tokens` `[n, length]` once, `batch` windows at a time, and keep no hidden state.
+
+    `mask` `[n, length]` is 1 (or True) for tokens and 0 for padding, on either side, and goes to the model as its
+    attention mask; None means that all are tokens. The head is not run. What grows with the tokens is four numbers per
+    window and block. A token whose x or y is exactly 0 has no direction: its cosine counts as 0, as in torch.
+
+    Raises ValueError for tokens outside the vocabulary, a mask of another shape or without any token, and for NaN or
+    infinite hidden states, naming the first block that has them.
+    """
+    check_tokens(tokens, model.config.vocab_size)
+    if mask is None:
+        keep = torch.ones(tokens.shape, dtype=torch.bool)
+    elif mask.shape == tokens.shape and mask.any():
+        keep = mask.bool().cpu()
+    else:
+        raise ValueError(
+            f"mask must have the shape of the tokens, {list(tokens.shape)}, and keep at least one; "
+            f"it has the shape {list(mask.shape)} and keeps {int(mask.sum())}"
+        )
+    device = next(model.parameters()).device
+    starts = range(0, len(tokens), batch)
+    found = []
+    with torch.inference_mode(), _watch(model) as products:
+        for start in tqdm(starts, desc="scoring", unit="batch", leave=False, delay=5):
+            rows = slice(start, start + batch)
+            attention = None if mask is None else mask[rows].to(device, torch.long)
+            model.base_model(input_ids=tokens[rows].to(device), attention_mask=attention, use_cache=False)
+            found.append(_window_means(products, keep[rows], start))
+            products.clear()
+    means = torch.cat(found, dim=2).numpy()  # [4, L, n]
+    means[1:] /= model.config.hidden_size
+    return Statistics(keep.sum(1).numpy(), *means)
+
+
+@contextmanager
+def _watch(model) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+    """Fill a list with (x.y, |x|^2, |y|^2) of each block, float32 `[batch, length]` each, in the order of the blocks.
+
+    The hooks are removed however the block is left. Products are taken in float32: a dot of D terms that are summed
+    pairwise is right to about 1e-7 of |x||y|, far below the spread between tokens, while float64 copies of the hidden
+    states would cost more than the rest of the scoring. Everything that is summed over tokens is float64.
+    """
+    products: list[tuple[Tensor, Tensor, Tensor]] = []
+    last: list = [None, None]  # y of the block before and its squares: as a rule the very tensor that comes in next
+
+    def hook(block, args, kwargs, output):
+        x = args[0] if args else kwargs["hidden_states"]
+        y = output[0] if isinstance(output, tuple) else output  # older transformers give a tuple
+        xs = last[1] if x is last[0] else _dot(x, x)
+        ys = _dot(y, y)
+        products.append((_dot(x, y), xs, ys))
+        last[:] = y, ys
+
+    handles = []
+    try:
+        handles += [block.register_forward_hook(hook, with_kwargs=True) for block in blocks(model)]
+        yield products
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a.float() * b.float()).sum(-1)
+
+
+def _window_means(products: list[tuple[Tensor, Tensor, Tensor]], keep: Tensor, start: int) -> Tensor:
+    """Means over the tokens of each window: cosine and squared norms of x, y, y - x, float64 `[4, L, batch]`."""
+    # Blocks may be on different devices, and not every device has float64: it is computed on the CPU, where three
+    # numbers per token and block are little.
+    xy, xx, yy = torch.stack([torch.stack(each).cpu() for each in products], dim=1).double()  # [L, batch, length]
+    # Padding may hold anything, NaN too: it is replaced, not multiplied by 0.
+    xy, xx, yy = (torch.where(keep, each, 0.0) for each in (xy, xx, yy))
+    bad = (~(xx + yy).isfinite()).nonzero()
+    if len(bad):
+        block, window, position = bad[0].tolist()
+        verb = "puts out" if xx[block, window, position].isfinite() else "is given"
+        raise ValueError(
+            f"block {block} of {len(products)} {verb} NaN or infinity (window {start + window}, position {position}): "
+            "weights up to there are damaged, or the dtype overflows (float16 does where bfloat16 and float32 don't)"
+        )
+    cosine = xy / (xx * yy).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+    change = (xx + yy - 2 * xy).clamp_min(0)
+    return torch.stack([cosine, xx, yy, change]).sum(-1) / keep.sum(-1).clamp_min(1)
+
+
+def _share_above_one(block: nn.Module, index: int) -> float:
+    """Share of a block's linear weights that lie more than one standard deviation above their mean, all pooled."""
+    weights = {name: linear.weight.detach() for name, linear in linears(block).items()}
+    count = sum(w.numel() for w in weights.values())
+    total = 0.0
+    for name, weight in weights.items():
+        part = weight.sum(dtype=torch.float64).item()
+        if not np.isfinite(part):
+            raise ValueError(f"block {index}: the weights of {name} hold NaN or infinity, so they have no z-score")
+        total += part
+    mean = total / count
+    # Deviations from the mean in a second pass: E[w^2] - E[w]^2 would cancel. One matrix at a time is in float64.
+    variance = sum(((w.double() - mean) ** 2).sum().item() for w in weights.values()) / count
+    limit = mean + variance**0.5
+    return sum((w.double() > limit).sum().item() for w in weights.values()) / count
+
+
+def _checked(value, score, model) -> np.ndarray:
+    value = np.asarray(value, dtype=np.float64)
+    if value.shape != (count := len(blocks(model)),):
+        name = getattr(score, "__name__", score)
+        raise ValueError(f"{name} gave the shape {list(value.shape)}: a score gives one number per block, [{count}]")
+    return value
