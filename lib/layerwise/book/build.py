@@ -1,0 +1,74 @@
+"""Stage the book under `_build/stage` and build its pages with Jupyter Book."""
+
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from .execute import execute
+from .paths import chapters
+
+
+class BuildError(Exception):
+    """The pages could not be built as they should be."""
+
+
+def named_figures(executed: Path) -> dict[str, bytes]:
+    """The PNG of every cell of an executed notebook that is a figure with a name (`mystnb: figure: name` of the cell).
+
+    Prose pages show them as `../figures/NAME.png`: a live figure on a page that isn't a notebook, with its own caption.
+    """
+    figures = {}
+    for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"]:
+        name = cell["metadata"].get("mystnb", {}).get("figure", {}).get("name")
+        for output in cell.get("outputs", []) if name else []:
+            if "image/png" in output.get("data", {}):
+                figures[name] = base64.b64decode("".join(output["data"]["image/png"]))
+    return figures
+
+
+def stage(root: Path, executed: dict[str, Path]) -> Path:
+    """Make `_build/stage` hold exactly the configuration, the prose, the executed notebooks and their named figures.
+
+    `executed` maps a chapter's name to its executed copy, which takes the path of its notebook in the repository: launch
+    buttons are made from that path. Files that did not change are left alone, so that only changed pages are built.
+    Returns the folder.
+    """
+    folder = root / "_build" / "stage"
+    files = {folder / name: root / name for name in ("_config.yml", "_toc.yml")}
+    files |= {folder / path.relative_to(root): path for path in (root / "book").rglob("*") if path.is_file()}
+    files |= {folder / "notebooks" / f"{name}.ipynb": path for name, path in executed.items()}
+    contents = {target: origin.read_bytes() for target, origin in files.items()}
+    for path in executed.values():
+        contents |= {folder / "figures" / f"{name}.png": image for name, image in named_figures(path).items()}
+    for target, content in contents.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.is_file() or target.read_bytes() != content:
+            target.write_bytes(content)
+    for path in folder.rglob("*"):
+        if path.is_file() and path not in contents:
+            path.unlink()
+    return folder
+
+
+def build(root: Path) -> Path:
+    """Execute the chapters that changed, build all pages, and return the path of the first one.
+
+    Raises NotebookError for a chapter that fails and BuildError where Jupyter Book warns of anything.
+    """
+    executed = {}
+    for name in chapters(root):
+        print(f"notebooks/{name}", flush=True)
+        result = execute(root, name)
+        executed[name] = result.path
+        print(
+            "  executed in" if result.ran else "  up to date, executed before in", f"{result.seconds:.0f} s", flush=True
+        )
+    folder = stage(root, executed)
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(folder)]
+    command += ["--path-output", str(root), "--quiet", "--warningiserror", "--keep-going"]
+    result = subprocess.run(command, cwd=root, text=True, capture_output=True)
+    if result.returncode:
+        raise BuildError(f"Jupyter Book did not build the pages cleanly:\n{result.stdout}{result.stderr}")
+    return root / "_build" / "html" / "index.html"
