@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
+from layerwise import evaluation, stats
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
-
-from layerwise import evaluation, stats
 
 
 def tiny(seed=0, **changes):

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import spearmanr, t
-
 from layerwise import stats
+from scipy.stats import spearmanr, t
 
 
 def test_mean_is_the_t_interval_computed_by_hand():

@@ -1,0 +1,168 @@
+"""What compressing one block alone does to the model: the ground truth for scores, and costs for an allocation.
+
+Damage to block i can't change what enters it, so the dense model runs once per batch, remembering what enters every
+block, and each damaged model starts at its block: half the blocks on average, none of them copied but the damaged one.
+"""
+
+import contextlib
+import copy
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from layerwise import architectures, evaluation, stats
+
+KINDS = ("removed", "4 bits", "2 bits")
+
+Kind = str | Callable[[nn.Module], nn.Module]
+
+
+def by_block(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, batch: int = 8) -> pd.DataFrame:
+    """Damage by block with 95 % intervals over windows; the same as `summary(by_window(...))`."""
+    return summary(by_window(model, tokens, kinds, batch))
+
+
+def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, batch: int = 8) -> pd.DataFrame:
+    """Damage of each kind to each block alone, one row per (block, kind, window of `tokens` `[n, length]`).
+
+    `kl` is KL(dense || damaged), `loss` the damaged model's loss minus the dense model's, both in nats per predicted
+    token: higher = worse. A kind is "removed" (the block hands on what it gets), "N bits" (its linear weights rounded
+    to N bits, see `rounded`), or a function of one's own, which gets a copy of the block and returns the module to put
+    in its place. `model` itself stays as it is, bit by bit, also when this is interrupted.
+
+    Memory beside the model: the hidden states entering each block for one batch, two batches of logits, one block.
+    """
+    evaluation.check(model, tokens)
+    makers = {_label(kind): _maker(kind) for kind in kinds}
+    if len(makers) < len(kinds):
+        raise ValueError(f"two kinds of damage share a name: {', '.join(map(_label, kinds))}; name the functions apart")
+    blocks = list(architectures.blocks(model))
+    parts = tokens.split(batch)
+    found = []
+    with (
+        torch.inference_mode(),
+        tqdm(total=len(parts) * len(blocks) * len(makers), desc="damage", leave=False, disable=None) as bar,
+    ):
+        for start, part in zip(range(0, len(tokens), batch), parts, strict=True):
+            dense, entering = _dense(model, blocks, part)
+            for i, block in enumerate(blocks):
+                for label, make in makers.items():
+                    damaged = _from_block(model, blocks, i, make(copy.deepcopy(block)), entering[i], part)
+                    loss, kl = evaluation.differences(damaged, dense, part)
+                    windows = range(start, start + len(part))
+                    found += zip([i] * len(part), [label] * len(part), windows, kl.tolist(), loss.tolist(), strict=True)
+                    bar.update()
+    rows = pd.DataFrame(found, columns=["block", "kind", "window", "kl", "loss"])
+    rows["kind"] = pd.Categorical(rows["kind"], list(makers))
+    return rows.sort_values(["kind", "block", "window"], ignore_index=True)
+
+
+def summary(windows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `by_window` -> one row per (kind, block): kl, kl_low, kl_high, loss, loss_low, loss_high."""
+    rows = []
+    for (kind, block), group in windows.groupby(["kind", "block"], observed=True):
+        estimates = evaluation.Comparison(*stats.mean(group["loss"]), *stats.mean(group["kl"]))
+        rows.append({"kind": kind, "block": block, **estimates._asdict()})
+    return pd.DataFrame(rows)
+
+
+def matrix(windows: pd.DataFrame, kind: str, measure: str = "kl") -> np.ndarray:
+    """Rows of `by_window` -> damage of one kind, float64 `[L, n]`: what `stats.rank_correlation` resamples."""
+    chosen = windows[windows["kind"] == kind]
+    if chosen.empty:
+        raise ValueError(f"no damage of the kind {kind!r} was measured; there is {', '.join(windows['kind'].unique())}")
+    return chosen.pivot(index="block", columns="window", values=measure).to_numpy()
+
+
+def rounded(weight: Tensor, bits: int, group: int = 64) -> Tensor:
+    """`weight` `[out, in]` rounded to nearest on 2**bits levels, in its own dtype.
+
+    Each `group` consecutive weights of a row have levels of their own, evenly spaced from the smallest weight to the
+    largest (or to 0, so that 0 is always a level): asymmetric quantization with a scale and an integer zero point.
+    """
+    rows, width = weight.shape
+    # The last group of a row may be short; repeating the row's last weight leaves the range of the group as it is.
+    groups = F.pad(weight.float()[None], (0, -width % group), mode="replicate").reshape(-1, group)
+    low, high = groups.amin(1, keepdim=True).clamp(max=0), groups.amax(1, keepdim=True).clamp(min=0)
+    scale = (high - low) / (2**bits - 1)
+    scale = torch.where(scale > 0, scale, 1)  # a group of zeros stays one
+    zero = (-low / scale).round()
+    levels = ((groups / scale).round() + zero).clamp(0, 2**bits - 1)
+    return ((levels - zero) * scale).reshape(rows, -1)[:, :width].to(weight.dtype)
+
+
+class _Removed(nn.Module):
+    def forward(self, hidden, *args, **kwargs):
+        return hidden
+
+
+def _label(kind):
+    return kind if isinstance(kind, str) else kind.__name__
+
+
+def _maker(kind):
+    if callable(kind):
+        return kind
+    if kind == "removed":
+        return lambda block: _Removed()
+    bits = re.fullmatch(r"([1-8]) bits?", kind)
+    if not bits:
+        raise ValueError(
+            f"unknown kind of damage {kind!r}: use 'removed', 'N bits' with N from 1 to 8, or a function that gets a "
+            "copy of a block and returns what stands in for it"
+        )
+    return lambda block: _round_linears(block, int(bits[1]))
+
+
+def _round_linears(block, bits):
+    for linear in architectures.linears(block).values():
+        linear.weight.data = rounded(linear.weight.data, bits)
+    return block
+
+
+def _dense(model, blocks, tokens):
+    """Logits of the model as it is, and the hidden states `[n, length, D]` entering each of its blocks."""
+    entering = []
+
+    def recording(forward):
+        def run(hidden, *args, **kwargs):
+            entering.append(hidden)
+            return forward(hidden, *args, **kwargs)
+
+        return run
+
+    with _forwards(blocks, [recording(block.forward) for block in blocks]):
+        return evaluation.logits(model, tokens), entering
+
+
+def _from_block(model, blocks, i, stand_in, hidden, tokens):
+    """Logits with `stand_in` for block i, which `hidden` enters; blocks before it are passed by.
+
+    The model's own forward does the rest, so masks, positions, final norm and head are as in any family.
+    """
+    passing = [lambda ignored, *args, **kwargs: ignored] * i
+    damaged = [lambda ignored, *args, **kwargs: stand_in(hidden, *args, **kwargs)]
+    with _forwards(blocks[: i + 1], passing + damaged):
+        return evaluation.logits(model, tokens)
+
+
+@contextlib.contextmanager
+def _forwards(blocks, forwards: Sequence[Callable]) -> Iterator[None]:
+    """Let `blocks` answer with `forwards` for a while; what an instance had of its own comes back afterwards."""
+    own = [vars(block).get("forward") for block in blocks]
+    try:
+        for block, forward in zip(blocks, forwards, strict=True):
+            block.forward = forward
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is not None:
+                block.forward = forward
+            elif "forward" in vars(block):
+                del block.forward

@@ -1,0 +1,132 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, random_tokens, tiny
+from layerwise import architectures, damage, evaluation
+from torch import nn
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny()
+
+
+TOKENS = random_tokens()
+
+
+def naively(model, i, kind, tokens):
+    """The literal way: copy the model, damage one block, run all of it."""
+    damaged = copy.deepcopy(model)
+    blocks = architectures.blocks(damaged)
+    if kind == "removed":
+        blocks[i].forward = lambda hidden, *args, **kwargs: hidden
+    else:
+        for linear in architectures.linears(blocks[i]).values():
+            linear.weight.data = damage.rounded(linear.weight.data, int(kind[0]))
+    return evaluation.compare(damaged, model, tokens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_starting_at_the_block_equals_running_the_whole_damaged_model(family):
+    model = tiny(family)
+    found = damage.by_block(model, TOKENS, batch=2).set_index(["kind", "block"])
+    assert len(found) == 3 * 3
+    for (kind, block), row in found.iterrows():
+        expected = naively(model, block, kind, TOKENS)
+        assert row[list(expected._fields)].to_list() == pytest.approx(expected, rel=1e-4, abs=1e-7), (kind, block)
+        assert row.kl > 0
+
+
+def test_damage_of_window_does_not_depend_on_the_batch(model):
+    one, all_ = (damage.by_window(model, TOKENS, batch=batch) for batch in (1, 5))
+    assert one[["kind", "block", "window"]].equals(all_[["kind", "block", "window"]])
+    assert np.allclose(one[["kl", "loss"]], all_[["kl", "loss"]], atol=1e-6)
+
+
+def test_matrix_holds_windows_by_block(model):
+    windows = damage.by_window(model, TOKENS)
+    table = damage.by_block(model, TOKENS).query("kind == '4 bits'")
+    matrix = damage.matrix(windows, "4 bits")
+    assert matrix.shape == (3, 5)
+    assert matrix.mean(axis=1) == pytest.approx(table.kl.to_numpy())
+    with pytest.raises(ValueError, match="'3 bits' was measured; there is removed, 4 bits, 2 bits"):
+        damage.matrix(windows, "3 bits")
+
+
+def test_fewer_bits_hurt_more(model):
+    kl = damage.by_block(model, TOKENS, kinds=("8 bits", "4 bits", "2 bits")).groupby("kind", observed=True).kl.mean()
+    assert kl["8 bits"] < kl["4 bits"] < kl["2 bits"]
+
+
+def test_a_function_of_ones_own_is_a_kind(model):
+    def untouched(block):
+        return block
+
+    def silent_mlp(block):
+        nn.init.zeros_(block.mlp.down_proj.weight)
+        return block
+
+    kl = damage.by_block(model, TOKENS, kinds=(untouched, silent_mlp)).groupby("kind", observed=True).kl.max()
+    assert kl["untouched"] == pytest.approx(0, abs=1e-9) and kl["silent_mlp"] > 1e-3
+
+
+def test_rounding_by_hand():
+    weight = torch.tensor([[-1.0, 0.3, 0.6, 2.0, 5.0]])
+    # Groups of 4. The first spans -1 to 2 in 3 steps of 1. The second holds 5 alone, so it spans 0 to 5.
+    assert damage.rounded(weight, bits=2, group=4).tolist() == [[-1, 0, 1, 2, 5]]
+    # One bit: two levels. The step is 3, and the zero point of -1/3 rounds to the lower level: 0 and 3.
+    assert damage.rounded(weight[:, :4], bits=1, group=4).tolist() == [[0, 0, 0, 3]]
+
+
+def test_rounding_keeps_zeros_and_the_dtype():
+    weight = torch.zeros(3, 70, dtype=torch.bfloat16)
+    assert damage.rounded(weight, bits=4).equal(weight)
+
+
+def test_rounding_errs_by_half_a_step_at_most():
+    weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(0))
+    groups = weight.reshape(8, 2, 64)
+    step = (groups.amax(-1) - groups.amin(-1)) / 15
+    error = (damage.rounded(weight, bits=4) - weight).reshape(8, 2, 64).abs().amax(-1)
+    # The ends of a range may miss by another half step, because the zero point is rounded too.
+    assert (error <= step * 1.001).all() and error.mean() < 0.8 * step.mean()
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(model, before):
+    return all(before[name].equal(tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_model_is_left_as_it_was(model):
+    before, expected = state(model), model(TOKENS).logits
+    damage.by_window(model, TOKENS)
+    assert same(model, before) and model(TOKENS).logits.equal(expected)
+
+
+def test_an_interrupt_leaves_the_model_as_it_was(model):
+    before, expected = state(model), model(TOKENS).logits
+
+    class Stop(nn.Module):
+        def forward(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        damage.by_window(model, TOKENS, kinds=("2 bits", lambda block: Stop()))
+    assert same(model, before) and model(TOKENS).logits.equal(expected)
+    assert not any("forward" in vars(block) for block in architectures.blocks(model))
+
+
+@pytest.mark.parametrize("kind", ["pruned", "40 bits", ""])
+def test_an_unknown_kind_says_which_there_are(model, kind):
+    with pytest.raises(ValueError, match="'removed', 'N bits'"):
+        damage.by_window(model, TOKENS, kinds=(kind,))
+
+
+def test_two_functions_of_one_name_are_not_mixed_up(model):
+    with pytest.raises(ValueError, match="share a name: <lambda>, <lambda>"):
+        damage.by_window(model, TOKENS, kinds=(lambda block: block, lambda block: block))
