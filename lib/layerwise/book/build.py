@@ -31,9 +31,9 @@ def named_figures(executed: Path) -> dict[str, bytes]:
 def stage(root: Path, executed: dict[str, Path]) -> Path:
     """Make `_build/stage` hold exactly the configuration, the prose, the executed notebooks and their named figures.
 
-    `executed` maps a chapter's name to its executed copy, which takes the path of its notebook in the repository: launch
-    buttons are made from that path. Files that did not change are left alone, so that only changed pages are built.
-    Returns the folder.
+    `executed` maps a chapter's name to its executed copy, which takes the path of its notebook in the repository:
+    launch buttons are made from that path. Files that did not change are left alone, so that only changed pages are
+    built. Returns the folder.
     """
     folder = root / "_build" / "stage"
     files = {folder / name: root / name for name in ("_config.yml", "_toc.yml")}

@@ -59,7 +59,7 @@ def execute(root: Path, name: str, parameters: dict | None = None, folder: str =
 
     The working directory is `_build/`, beside `notebooks/`, so that `../results` means the same folder in JupyterLab.
     The copy and then its fingerprint are put in place only after the last cell, so an interrupted run is run again and
-    a finished one is not. Raises NotebookError where a cell fails; the copy up to there is `_build/unfinished/NAME.ipynb`.
+    a finished one is not. Raises NotebookError where a cell fails; the copy up to there stays in `_build/unfinished/`.
     """
     parameters = parameters or {}
     build = root / "_build"

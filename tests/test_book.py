@@ -1,0 +1,202 @@
+"""The book's machinery, on toy books in a temporary folder."""
+
+import json
+import sys
+
+import nbformat
+import pytest
+
+from layerwise.book import build, check, execute, paths, sync
+from layerwise.book.__main__ import main
+
+HEADER = """---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+    format_version: 0.13
+kernelspec:
+  display_name: Python 3 (ipykernel)
+  language: python
+  name: python3
+---
+"""
+TOY = (
+    HEADER
+    + """
+# Toy
+
+```{code-cell} ipython3
+:tags: [parameters]
+
+PROFILE = "quick"
+```
+
+```{code-cell} ipython3
+import sys
+from layerwise.book import glue
+glue("answer", 6 * 7)
+print(PROFILE, sys.prefix)
+```
+"""
+)
+CONFIG = "repository:\n  url: https://github.com/someone/new-name\n"
+
+
+@pytest.fixture
+def book(tmp_path):
+    """A book of one small notebook."""
+    for folder in ("notebooks", "book", "lib/layerwise"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "notebooks" / "toy.md").write_text(TOY)
+    (tmp_path / "lib" / "layerwise" / "thing.py").write_text("x = 1\n")
+    (tmp_path / "_config.yml").write_text(CONFIG)
+    (tmp_path / "_toc.yml").write_text("root: book/index\nchapters:\n  - file: notebooks/toy\n")
+    (tmp_path / "pyproject.toml").write_text('Repository = "https://github.com/someone/old"\n')
+    return tmp_path
+
+
+def outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def test_a_notebook_is_executed_once_and_again_only_when_something_changed(book):
+    first = execute.execute(book, "toy")
+    assert first.ran and first.path == book / "_build" / "executed" / "toy.ipynb"
+    text = "".join(output.text for output in outputs(first.path) if "text" in output)
+    assert f"quick {sys.prefix}" in text, "the kernel is not this environment's Python"
+    record = next(output for output in outputs(first.path) if "scrapbook" in output.get("metadata", {}))
+    assert record.data["application/papermill.record/text/plain"] == "42"
+    assert not execute.execute(book, "toy").ran
+
+    (book / "lib" / "layerwise" / "thing.py").write_text("x = 2\n")
+    assert (
+        execute.fingerprint(book, "toy", {}) != json.loads(first.path.with_suffix(".json").read_text())["fingerprint"]
+    )
+    again = execute.execute(book, "toy", {"PROFILE": "full"}, folder="full")
+    assert again.ran and "full " in "".join(output.text for output in outputs(again.path) if "text" in output)
+
+
+@pytest.mark.parametrize("path", ["notebooks/toy.md", "results/rows.csv", "constraints.txt", "lib/layerwise/w/a.csv"])
+def test_what_a_chapter_depends_on(book, path):
+    before = execute.fingerprint(book, "toy", {})
+    (book / path).parent.mkdir(parents=True, exist_ok=True)
+    (book / path).write_text("changed")
+    assert execute.fingerprint(book, "toy", {}) != before
+
+
+def test_neither_caches_nor_other_chapters_make_a_chapter_run_again(book):
+    before = execute.fingerprint(book, "toy", {})
+    (book / "notebooks" / "other.md").write_text("text")
+    (book / "lib" / "layerwise" / "__pycache__").mkdir()
+    (book / "lib" / "layerwise" / "__pycache__" / "thing.pyc").write_text("bytes")
+    assert execute.fingerprint(book, "toy", {}) == before
+
+
+def test_a_failing_cell_is_named_and_its_copy_kept(book, monkeypatch, capsys):
+    failing = TOY + "\n```{code-cell} ipython3\n\n1 / 0\n```\n"
+    (book / "notebooks" / "toy.md").write_text(failing)
+    monkeypatch.chdir(book / "notebooks")
+    assert main(["execute", "toy"]) == 1
+    message = capsys.readouterr().err
+    assert "notebooks/toy.md, cell 3 (1 / 0): ZeroDivisionError: division by zero" in message
+    assert "_build/unfinished/toy.ipynb" in message
+    assert any(output.output_type == "error" for output in outputs(book / "_build" / "unfinished" / "toy.ipynb"))
+    assert not (book / "_build" / "executed" / "toy.ipynb").exists()
+
+
+def test_an_unknown_notebook_is_an_error_that_lists_the_known_ones(book):
+    with pytest.raises(FileNotFoundError, match="'toys'.*there are: toy"):
+        execute.execute(book, "toys")
+
+
+def test_outside_of_a_clone_the_error_says_where_to_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="inside a clone"):
+        paths.find_root(tmp_path)
+
+
+def test_sync_writes_pairs_and_addresses_and_leaves_other_addresses_alone(book):
+    readme = book / "README.md"
+    readme.write_text(
+        "git clone https://github.com/someone/old\nhttps://github.com/someone/old/issues https://github.com/someone/older\n"
+    )
+    written = sync.sync(book)
+    assert readme.read_text() == (
+        "git clone https://github.com/someone/new-name\n"
+        "https://github.com/someone/new-name/issues https://github.com/someone/older\n"
+    )
+    assert {"README.md", "pyproject.toml", "notebooks/toy.ipynb"} == set(written)
+    assert sync.sync(book) == [] and sync.stale_pairs(book) == []
+    assert {copy[2] for copy in sync.own_addresses(book)} == {"someone/new-name"}
+
+    source = book / "notebooks" / "toy.md"
+    source.write_text(source.read_text() + "\nMore.\n")
+    assert sync.stale_pairs(book) == ["toy"]
+
+
+def test_a_cell_keeps_its_id_when_another_one_is_added(book):
+    source = book / "notebooks" / "toy.md"
+    before = [cell.id for cell in sync.read_notebook(source).cells]
+    source.write_text(TOY.replace("# Toy\n", "# Toy\n\n```{code-cell} ipython3\n1 + 1\n```\n"))
+    after = [cell.id for cell in sync.read_notebook(source).cells]
+    assert set(before) < set(after) and len(after) == len(before) + 1 == len(set(after))
+
+
+def test_an_address_that_colab_cannot_open_is_an_error(book):
+    (book / "_config.yml").write_text("repository:\n  url: https://example.org/someone/name\n")
+    with pytest.raises(ValueError, match="https://github.com/OWNER/NAME"):
+        sync.sync(book)
+
+
+def test_the_stage_holds_pages_and_named_figures_and_nothing_older(book):
+    (book / "book" / "index.md").write_text("# Index\n")
+    cell = nbformat.v4.new_code_cell(
+        metadata={"mystnb": {"figure": {"name": "fig-one"}}},
+        outputs=[nbformat.v4.new_output("display_data", {"image/png": "aGVsbG8="})],
+    )
+    executed = book / "executed.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), executed)
+    old = book / "_build" / "stage" / "notebooks" / "old.ipynb"
+    old.parent.mkdir(parents=True)
+    old.write_text("{}")
+    folder = build.stage(book, {"toy": executed})
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {"_config.yml", "_toc.yml", "book/index.md", "notebooks/toy.ipynb", "figures/fig-one.png"}
+    assert (folder / "figures" / "fig-one.png").read_bytes() == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("html", "problem"),
+    [
+        ('<script src="https://cdn.example.org/a.js"></script>', "loads from the network: https://cdn"),
+        ('<link rel="stylesheet" href="//fonts.example.org/a.css">', "loads from the network: //fonts"),
+        ('<img src="https://example.org/a.png" alt="a plot">', "loads from the network: https://example"),
+        ('<script>import("https://example.org/a.mjs")</script>', "loads from the network: import"),
+        ("<style>p { background: url(https://example.org/a.png) }</style>", "loads from the network: url"),
+        ('<script src="gone.js"></script>', "loads a file that is not there: gone.js"),
+        ('<img src="data:image/png;base64,AA">', "has no description"),
+        ('<img src="data:image/png;base64,AA" alt="../_images/0a1b.png">', "has no description"),
+        ("<pre>ValueError <span>Traceback (most recent call last)</span></pre>", "shows a traceback"),
+        ('<div class="output traceback highlight">error</div>', "shows a traceback"),
+    ],
+)
+def test_faults_of_a_page_are_found(book, html, problem):
+    page = book / "page.html"
+    page.write_text(f"<html><body>{html}</body></html>")
+    (found,) = check.check_page(page)
+    assert problem in found
+
+
+def test_links_to_follow_and_described_images_are_no_fault(book):
+    page = book / "page.html"
+    page.write_text('<a href="https://example.org">x</a><img src="data:image/png;base64,AA" alt="Loss by block">')
+    assert check.check_page(page) == []
+
+
+def test_a_page_of_the_contents_that_was_not_built_is_found(book):
+    site = book / "_build" / "html" / "book"
+    site.mkdir(parents=True)
+    (site / "index.html").write_text("<p>fine</p>")
+    (problem,) = check.check(book)
+    assert problem.startswith("notebooks/toy: ")

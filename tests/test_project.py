@@ -1,0 +1,141 @@
+"""The repository holds together: one lock, one address, notebooks that are what their text says."""
+
+import ast
+import importlib.metadata
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from layerwise.book import paths, sync
+
+ROOT = Path(__file__).parents[1]
+NAMES = paths.notebook_names(ROOT)
+
+
+def pins():
+    """Name -> version of every line of constraints.txt; a line that isn't an exact pin fails."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {}
+    for line in (line for line in lines if line and not line.startswith("#")):
+        match = re.fullmatch(r"([\w.-]+)==([\w.]+)", line)
+        assert match, f"constraints.txt has a line that is no exact pin: {line!r}"
+        pinned[canonicalize_name(match[1])] = match[2]
+    return pinned
+
+
+def code_cells(name):
+    notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def test_everything_that_the_project_installs_is_pinned_within_its_ranges():
+    pinned, seen = pins(), set()
+
+    def walk(text, extra):
+        wanted = Requirement(text)
+        if wanted.marker and not wanted.marker.evaluate({"extra": extra}):
+            return
+        name = canonicalize_name(wanted.name)
+        if name != "layerwise":
+            assert name in pinned, f"{name} is installed and has no pin in constraints.txt"
+            assert wanted.specifier.contains(pinned[name], prereleases=True), f"{text} excludes the pin {pinned[name]}"
+        if (name, *sorted(wanted.extras)) not in seen:
+            seen.add((name, *sorted(wanted.extras)))
+            for requirement in importlib.metadata.requires(wanted.name) or []:
+                for one in ("", *wanted.extras):
+                    walk(requirement, one)
+
+    walk("layerwise[book,lab,dev]", "")
+    assert len(seen) > 100
+
+
+def test_conda_installs_from_the_same_lock():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = (item["pip"] for item in environment["dependencies"] if isinstance(item, dict))
+    assert "-c constraints.txt" in pip
+    for line in (line for line in pip if not line.startswith("-")):
+        wanted = Requirement(line)
+        assert str(wanted.specifier) == f"=={pins()[canonicalize_name(wanted.name)]}", line
+    makefile = (ROOT / "Makefile").read_text()
+    assert "--constraint constraints.txt --editable '.[book,lab,dev]'" in makefile and "-e .[book,lab,dev]" in pip
+
+
+def test_every_copy_of_the_address_is_the_one_in_the_configuration():
+    copies = sync.own_addresses(ROOT)
+    assert {place for place, _, _ in copies} >= {"README.md", "CITATION.cff", "pyproject.toml"}
+    wrong = [copy for copy in copies if copy[2] != sync.repository(ROOT)]
+    assert not wrong, "run python -m layerwise.book sync"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_has_its_badge_and_installs_from_the_address(name):
+    text = (ROOT / "notebooks" / f"{name}.md").read_text()
+    assert f"colab.research.google.com/github/{sync.repository(ROOT)}/blob/main/notebooks/{name}.ipynb" in text
+    assert f"git+https://github.com/{sync.repository(ROOT)}" in text
+
+
+def test_notebooks_are_what_their_text_gives():
+    assert not sync.stale_pairs(ROOT), "run python -m layerwise.book sync"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_committed_without_outputs(name):
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code_cells(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cells_are_short(name):
+    lengths = [len([line for line in source(cell).splitlines() if line.strip()]) for cell in code_cells(name)]
+    assert max(lengths) <= 20 and statistics.median(lengths) <= 6
+    lines = [line for cell in code_cells(name) for line in source(cell).splitlines()]
+    assert not [line for line in lines if len(line) > 88 and "://" not in line], "these lines are cut off on a page"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_literals(name):
+    (cell,) = [cell for cell in code_cells(name) if "parameters" in cell["metadata"].get("tags", [])]
+    for statement in ast.parse(source(cell)).body:
+        assert isinstance(statement, ast.Assign), ast.unparse(statement)
+        ast.literal_eval(statement.value)
+    assert "PROFILE" in source(cell)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_figure_has_a_caption_and_a_description(name):
+    for cell in code_cells(name):
+        settings = cell["metadata"].get("mystnb", {})
+        if "figure" in settings:
+            assert settings["figure"].get("caption") and settings.get("image", {}).get("alt"), source(cell)
+
+
+def test_every_page_of_the_contents_has_a_source():
+    for page in paths.toc_pages(ROOT):
+        assert (ROOT / f"{page}.md").is_file(), page
+    assert set(paths.chapters(ROOT)) == set(NAMES)
+
+
+def test_the_score_that_the_book_shows_as_an_example_works(tiny_llama):
+    block = re.search(r"```python\n(import numpy.*?)```", (ROOT / "book" / "extend.md").read_text(), re.DOTALL)
+    names = {}
+    exec(block[1], names)
+    importance = names["weight_norm"](tiny_llama)
+    assert importance.shape == (3,) and (importance > 0).all()
+
+
+@pytest.fixture
+def tiny_llama():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2)
+    )
