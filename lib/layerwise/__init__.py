@@ -32,6 +32,7 @@ _MODULES = (
     "plans",
     "results",
     "scores",
+    "stats",
     "world",
 )
 

@@ -216,9 +216,9 @@ def _share_above_one(block: nn.Module, index: int) -> float:
         total += part
     mean = total / count
     # Deviations from the mean in a second pass: E[w^2] - E[w]^2 would cancel. One matrix at a time is in float64.
-    variance = sum(((w.double() - mean) ** 2).sum().item() for w in weights.values()) / count
+    variance = sum((w.double() - mean).square_().sum().item() for w in weights.values()) / count
     limit = mean + variance**0.5
-    return sum((w.double() > limit).sum().item() for w in weights.values()) / count
+    return sum(torch.count_nonzero(w.double() > limit).item() for w in weights.values()) / count
 
 
 def _checked(value, score, model) -> np.ndarray:

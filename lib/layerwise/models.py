@@ -1,0 +1,202 @@
+"""Models by name: those embedded in the package, local folders, the Hub.
+
+Checkpoints are data: only safetensors are read and no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers.utils import logging
+
+from layerwise.architectures import architecture
+
+WEIGHTS = Path(__file__).parent / "world" / "weights"
+PREFIX = "embedded/"
+
+
+class UnknownModel(ValueError):
+    """A name that is no embedded model, no local folder and nothing on the Hub."""
+
+
+class DamagedModel(ValueError):
+    """A folder that lacks part of a model, or whose weights can't be read or computed with."""
+
+
+def embedded() -> list[str]:
+    """Names of the models that ship with the package, small to large."""
+    folders = [path.parent for path in WEIGHTS.glob("*/config.json")]
+    blocks = {folder: json.loads((folder / "config.json").read_text())["num_hidden_layers"] for folder in folders}
+    return [PREFIX + folder.name for folder in sorted(folders, key=lambda folder: (blocks[folder], folder.name))]
+
+
+def load(name, device="auto", dtype="auto", revision=None):
+    """A model and its tokenizer (None if it has none), by name: "embedded/12L", a local folder, or a Hub id.
+
+    `device` "auto" is the accelerator if there is one, else the CPU. `dtype` "auto" is float32 for embedded models,
+    whose results are then the same everywhere, and the checkpoint's own for others; the dtype of the checkpoint is kept
+    as `model.stored_dtype`, for counting bytes. `revision` is a branch, tag or commit on the Hub. The model is in eval
+    mode and its parameters want no gradients: call `model.requires_grad_()` to train it.
+
+    Raises UnknownModel, DamagedModel, or UnsupportedArchitecture, the last before any weights are read.
+    """
+    name = os.fspath(name)
+    folder = _folder(name)
+    if folder:
+        _check_folder(folder)
+    source = str(folder or name)
+    try:
+        config, _ = PretrainedConfig.get_config_dict(source, revision=revision)
+    except (OSError, ValueError) as error:
+        if folder:
+            raise DamagedModel(f"{folder / 'config.json'} is not a configuration: {error}") from error
+        raise UnknownModel(_unknown(name, "and it could not be had from the Hub")) from error
+    architecture(config.get("model_type", ""))
+
+    small = name.startswith(PREFIX)
+    if dtype == "auto" and small:
+        dtype = torch.float32
+    device = torch.device(_accelerator() if device == "auto" else device)
+    model = _read(source, dtype, revision, quiet=small).to(device).eval().requires_grad_(False)
+    for tensor, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise DamagedModel(f"{name}: the weights {tensor} hold NaN or infinity; get the checkpoint anew")
+    stored = config.get("dtype") or config.get("torch_dtype")
+    model.stored_dtype = getattr(torch, str(stored).removeprefix("torch.")) if stored else model.dtype
+    return model, _tokenizer(source, folder, revision)
+
+
+def save(model, path, tokenizer=None) -> Path:
+    """Save a model, and its tokenizer if given, as safetensors in the folder `path`; returns the folder.
+
+    It is written beside `path` and put in place when it is complete, so that a crash leaves no half of a model. A model
+    that is there is replaced; a folder that holds something else is an error.
+    """
+    path = Path(path).expanduser().absolute()
+    if path.exists() and not (path.is_dir() and ((path / "config.json").exists() or not any(path.iterdir()))):
+        raise ValueError(f"{path} exists and is not a model: choose another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        new = Path(temporary) / "new"
+        with _reports(bars=False):
+            model.save_pretrained(new)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(new)
+        if path.exists():
+            path.rename(Path(temporary) / "old")  # a folder can't be replaced in one step
+        new.rename(path)
+    return path
+
+
+def _folder(name: str) -> Path | None:
+    """The local folder that a name means, or None for a Hub id; a name that looks like a path must be there."""
+    if name.startswith(PREFIX):
+        if name not in embedded():
+            raise UnknownModel(_unknown(name))
+        return WEIGHTS / name.removeprefix(PREFIX)
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise DamagedModel(f"{name} is a file: a model is a folder with config.json and model.safetensors")
+    if path.is_dir():
+        return path
+    if name != name.strip() or not name or name[0] in "./~" or name.count("/") > 1 or "\\" in name:
+        raise UnknownModel(_unknown(name, "nor is there such a folder"))
+    if _close(name, cutoff=0.75):  # a slip of the pen: say so, instead of asking the Hub until it times out
+        raise UnknownModel(_unknown(name))
+    return None
+
+
+def _close(name: str, cutoff: float) -> str | None:
+    """The embedded model whose name, with or without its prefix, is nearest to `name`."""
+    short = {full.removeprefix(PREFIX): full for full in embedded()}
+    by_name = short | {full: full for full in short.values()}
+    found = difflib.get_close_matches(name, by_name, n=1, cutoff=cutoff)
+    return by_name[found[0]] if found else None
+
+
+def _unknown(name: str, also: str = "") -> str:
+    close = _close(name, cutoff=0.5)
+    hint = f" Did you mean {close!r}?" if close else ""
+    listed = ", ".join(embedded()) or "none in this installation"
+    return (
+        f"there is no embedded model {name!r}{', ' + also if also else ''}.{hint} Embedded models: {listed}. A local "
+        "folder with config.json and model.safetensors works too, and so does a Hub id such as 'organisation/model' "
+        "where the Hub can be reached"
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise DamagedModel, before anything large is read, if a part of the model is missing or cut off."""
+    if not (folder / "config.json").exists():
+        raise DamagedModel(f"{folder} is no model: it has no config.json (a model folder also has model.safetensors)")
+    index = folder / "model.safetensors.index.json"
+    try:
+        files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DamagedModel(f"{index} is not an index of weight files: {error!r}") from error
+    for file in sorted(files):
+        if not (folder / file).exists():
+            pickled = next(folder.glob("*.bin"), None)
+            hint = f"; {pickled.name} is a pickle, which is not read: convert it to safetensors" if pickled else ""
+            raise DamagedModel(f"{folder} is no complete model: it has no {file}{hint}")
+        try:
+            with safe_open(folder / file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise DamagedModel(f"{folder / file} is damaged or not safetensors ({error}): get it anew") from error
+
+
+def _read(source: str, dtype, revision, quiet: bool):
+    """The model on the CPU; raises DamagedModel if the weights don't fit the configuration."""
+    with _reports(bars=not quiet):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            revision=revision,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # so that they are reported with their names
+            output_loading_info=True,
+        )
+    for what in ("missing", "mismatched", "unexpected"):
+        names = sorted(key if isinstance(key, str) else key[0] for key in report[f"{what}_keys"])
+        names = [key for key in names if not key.endswith("inv_freq")]  # a constant that old checkpoints hold
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise DamagedModel(f"{source}: the weights do not fit config.json, {what}: {', '.join(names[:3])}{more}")
+    return model
+
+
+@contextmanager
+def _reports(bars: bool):
+    """Transformers without its report of what doesn't fit, which becomes an error here; progress bars if wanted."""
+    verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not bars:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _tokenizer(source: str, folder: Path | None, revision):
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+    if folder and not any((folder / file).exists() for file in files):
+        return None
+    return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+
+
+def _accelerator() -> str:
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found.type if found else "cpu"

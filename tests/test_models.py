@@ -1,0 +1,165 @@
+"""Loading by name and saving: what comes back is what was saved, and what is no model is named."""
+
+import json
+
+import layerwise as lw
+import pytest
+import torch
+from families import FAMILIES, random_tokens, tiny
+from layerwise import models, world
+from layerwise.architectures import UnsupportedArchitecture
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with a tiny Llama model."""
+    return lw.save(tiny(), tmp_path / "model")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_round_trip_is_exact_for_every_family(family, tmp_path):
+    model, tokens = tiny(family), random_tokens()
+    again, tokenizer = lw.load(lw.save(model, tmp_path / "model"), device="cpu")
+    assert tokenizer is None
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, model(tokens).logits)
+    assert not again.training and not any(p.requires_grad for p in again.parameters())
+
+
+def test_tied_embeddings_stay_tied(tmp_path):
+    again, _ = lw.load(lw.save(tiny(tie_word_embeddings=True), tmp_path / "model"), device="cpu")
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+def test_tokenizer_is_saved_and_loaded(tmp_path):
+    folder = lw.save(tiny(), tmp_path / "model", tokenizer=world.tokenizer())
+    _, tokenizer = lw.load(folder, device="cpu")
+    assert tokenizer("1 + 2")["input_ids"] == world.tokenizer()("1 + 2")["input_ids"]
+
+
+def test_dtype_of_the_checkpoint_is_kept_for_counting_bytes(tmp_path):
+    folder = lw.save(tiny().to(torch.bfloat16), tmp_path / "model")
+    as_stored, _ = lw.load(folder, device="cpu")
+    wide, _ = lw.load(folder, device="cpu", dtype=torch.float32)
+    assert (as_stored.dtype, wide.dtype) == (torch.bfloat16, torch.float32)
+    assert lw.shape(as_stored) == lw.shape(wide)
+    assert torch.equal(wide.lm_head.weight, as_stored.lm_head.weight.float())
+
+
+def test_embedded_models_load_in_float32_with_the_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "WEIGHTS", tmp_path)
+    for blocks in (3, 12):
+        lw.save(tiny(num_hidden_layers=blocks).to(torch.bfloat16), tmp_path / f"{blocks}L", tokenizer=world.tokenizer())
+    assert models.embedded() == ["embedded/3L", "embedded/12L"]
+    model, tokenizer = lw.load("embedded/3L", device="cpu")
+    assert (model.dtype, model.stored_dtype, lw.shape(model).L) == (torch.float32, torch.bfloat16, 3)
+    assert tokenizer.eos_token_id == 0
+    message = r"Did you mean 'embedded/12L'\?.*embedded/3L, embedded/12L.*Hub id"
+    for name in ("embedded/12", "embeded/12L", "12L"):
+        with pytest.raises(models.UnknownModel, match=message):
+            lw.load(name)
+
+
+def test_saving_replaces_a_model_but_nothing_else(saved, tmp_path):
+    lw.save(tiny(seed=1), saved)
+    assert torch.equal(lw.load(saved, device="cpu")[0].lm_head.weight, tiny(seed=1).lm_head.weight)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]  # no temporary folder is left
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("water the plants")
+    with pytest.raises(ValueError, match="notes exists and is not a model: choose another folder"):
+        lw.save(tiny(), tmp_path / "notes")
+
+
+def test_crash_while_saving_leaves_the_model_that_was_there(saved, tmp_path):
+    model = tiny(seed=1)
+    model.save_pretrained = lambda folder: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        lw.save(model, saved)
+    assert torch.equal(lw.load(saved, device="cpu")[0].lm_head.weight, tiny().lm_head.weight)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_is_no_model_says_what_is_missing(saved, tmp_path):
+    with pytest.raises(models.UnknownModel, match="no embedded model './nowhere', nor is there such a folder"):
+        lw.load("./nowhere")
+    with pytest.raises(models.DamagedModel, match="is a file: a model is a folder with config.json"):
+        lw.load(saved / "config.json")
+    with pytest.raises(models.DamagedModel, match="is no model: it has no config.json"):
+        lw.load(tmp_path)
+    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
+    with pytest.raises(models.DamagedModel, match="no model.safetensors; pytorch_model.bin is a pickle.*convert it"):
+        lw.load(saved)
+
+
+def test_damaged_files_are_named(saved):
+    weights = saved / "model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (whole[:-10], b"hello" * 100, b""):
+        weights.write_bytes(damaged)
+        with pytest.raises(models.DamagedModel, match="model.safetensors is damaged or not safetensors"):
+            lw.load(saved)
+    weights.write_bytes(whole)
+    (saved / "config.json").write_text("{ this is not JSON")
+    with pytest.raises(models.DamagedModel, match="config.json is not a configuration"):
+        lw.load(saved)
+
+
+def test_missing_shard_is_named(saved):
+    index = {"weight_map": {"lm_head.weight": "model.safetensors", "model.norm.weight": "second.safetensors"}}
+    (saved / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(models.DamagedModel, match="it has no second.safetensors"):
+        lw.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("model.norm.weight"), "missing: model.norm.weight"),
+        (lambda w: w.update({"lm_head.weight": torch.zeros(5, 32)}), "mismatched: lm_head.weight"),
+        (
+            lambda w: w.update({"model.layers.3.mlp.up_proj.weight": torch.zeros(2, 2)}),
+            "unexpected: model.layers.3.mlp",
+        ),
+        (
+            lambda w: w["model.layers.1.mlp.up_proj.weight"].view(-1)[7].fill_(torch.nan),
+            "layers.1.mlp.up_proj.weight hold NaN",
+        ),
+        (lambda w: w["model.norm.weight"][3].fill_(torch.inf), "model.norm.weight hold NaN or infinity"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_named(saved, change, message):
+    weights = load_file(saved / "model.safetensors")
+    change(weights)
+    save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(models.DamagedModel, match=message):
+        lw.load(saved, device="cpu")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "no_such_family"])
+def test_unsupported_architecture_is_refused_before_weights_are_read(family, saved, monkeypatch):
+    monkeypatch.setattr(
+        models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were read")
+    )
+    written = json.loads((saved / "config.json").read_text()) | {"model_type": family}
+    (saved / "config.json").write_text(json.dumps(written))
+    with pytest.raises(UnsupportedArchitecture, match=f"'{family}' is not supported; supported are llama"):
+        lw.load(saved)
+
+
+def test_code_in_a_checkpoint_is_not_run(saved):
+    (saved / "evil.py").write_text("raise SystemExit('this was run')")
+    written = json.loads((saved / "config.json").read_text()) | {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}
+    (saved / "config.json").write_text(json.dumps(written))
+    assert type(lw.load(saved, device="cpu")[0]).__name__ == "LlamaForCausalLM"
+
+
+def test_hub_that_cannot_be_reached(monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("no connection")
+
+    monkeypatch.setattr(models.PretrainedConfig, "get_config_dict", unreachable)
+    with pytest.raises(
+        models.UnknownModel, match="'someone/model', and it could not be had from the Hub.*Embedded models"
+    ):
+        lw.load("someone/model")
