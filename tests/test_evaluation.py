@@ -165,12 +165,12 @@ output_type: generate_until
 doc_to_target: "{{{{reply}}}}"
 generation_kwargs: {{max_gen_toks: 1, do_sample: false, until: []}}
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
-metadata: {{version: 1, chance: 0.5}}
 {common}"""
     )
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(world, "TASK_PATH", tmp_path, raising=False)
-    monkeypatch.setattr(world, "TASKS", ("world_choose", "world_say"), raising=False)
+    monkeypatch.setattr(world, "TASK_PATH", tmp_path)
+    monkeypatch.setattr(world, "CHANCE", {"world_say": 0.5})
+    monkeypatch.setattr(world, "TASKS", ("world_choose", "world_say"))
 
 
 @pytest.fixture(scope="module")

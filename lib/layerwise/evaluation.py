@@ -93,8 +93,8 @@ def accuracy(
     """Zero-shot accuracy by lm-eval, one row per task: task, metric, value, stderr, chance, n.
 
     The metric is acc_norm where the task has it, else acc, and exact_match for generated answers. `chance` is what
-    guessing earns on the same items: the mean of 1 / number of choices, or what the task's metadata states; it is
-    missing for tasks that have neither. `limit` takes the first items of each task.
+    guessing earns: for a task of the world what the world says, else the mean of 1 / number of choices over the items;
+    it is missing where answers are generated. `limit` takes the first items of each task.
     """
     from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
@@ -127,7 +127,7 @@ def accuracy(
             numpy_random_seed=None,
             torch_random_seed=None,
         )
-    return pd.DataFrame([_task_row(task, result) for task in tasks])
+    return pd.DataFrame([_task_row(task, result, world.CHANCE) for task in tasks])
 
 
 def size(model: nn.Module) -> Size:
@@ -200,7 +200,7 @@ def _finite(per_window):
 # Reading lm-eval's results.
 
 
-def _task_row(task, result):
+def _task_row(task, result, stated):
     found = result["results"][task]
     leaves = _leaves(task, result.get("group_subtasks", {}))
     samples = [sample for leaf in leaves for sample in result["samples"][leaf]]
@@ -217,7 +217,7 @@ def _task_row(task, result):
         "metric": metric,
         "value": found[keys[0]],
         "stderr": float("nan") if stderr in (None, "N/A") else stderr,
-        "chance": _chance([result["configs"][leaf] for leaf in leaves], samples),
+        "chance": _chance(task, [result["configs"][leaf] for leaf in leaves], samples, stated),
         "n": len(samples),
     }
 
@@ -226,10 +226,9 @@ def _leaves(task, subtasks):
     return [leaf for child in subtasks[task] for leaf in _leaves(child, subtasks)] if subtasks.get(task) else [task]
 
 
-def _chance(configs, samples):
-    stated = [(config.get("metadata") or {}).get("chance") for config in configs]
-    if len(stated) == 1 and stated[0] is not None:
-        return float(stated[0])
+def _chance(task, configs, samples, stated):
+    if task in stated:
+        return stated[task]
     if all(config["output_type"] == "multiple_choice" for config in configs):
         return sum(1 / len(sample["arguments"]) for sample in samples) / len(samples)
     return float("nan")
