@@ -5,7 +5,6 @@ import sys
 
 import nbformat
 import pytest
-
 from layerwise.book import build, check, execute, paths, sync
 from layerwise.book.__main__ import main
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from layerwise.book import paths, sync
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-from layerwise.book import paths, sync
 
 ROOT = Path(__file__).parents[1]
 NAMES = paths.notebook_names(ROOT)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .build import BuildError, build
+from .build import BuildError, build, named_figures
 from .check import check
 from .execute import NotebookError, execute
 from .paths import find_root
@@ -33,8 +33,21 @@ def checked(root: Path) -> None:
         raise BuildError("The built pages have faults:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
+def full(root: Path, name: str) -> None:
+    """Execute one notebook in the full profile; its named figures go to `results/figures/`, for pages like the README.
+
+    The notebook itself writes its rows to `results/`. Both are meant to be committed.
+    """
+    result = execute(root, name, {"PROFILE": "full"}, folder="full")
+    folder = root / "results" / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for figure, image in named_figures(result.path).items():
+        (folder / f"{figure}.png").write_bytes(image)
+        print(f"wrote results/figures/{figure}.png")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 when all went well, else 1 with the reason on standard error."""
+    """Run one command; 0 when all went well, 1 with the reason on standard error, 130 when stopped by Ctrl-C."""
     options = parser().parse_args(arguments)
     try:
         root = find_root(Path.cwd())
@@ -47,14 +60,19 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"The book is built. Open {page}")
         elif options.job == "check":
             checked(root)
-        else:
-            parameters = {"PROFILE": "full"} if options.job == "full" else None
+        elif options.job == "execute":
             for name in options.names:
-                result = execute(root, name, parameters, folder="full" if parameters else "executed")
+                result = execute(root, name)
                 print(f"{result.path.relative_to(root)}: {'executed' if result.ran else 'up to date'}")
+        else:
+            for name in options.names:
+                full(root, name)
     except (NotebookError, BuildError, FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Stopped. Chapters that were finished stay finished; run it again to go on.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -66,9 +66,10 @@ def build(root: Path) -> Path:
             "  executed in" if result.ran else "  up to date, executed before in", f"{result.seconds:.0f} s", flush=True
         )
     folder = stage(root, executed)
+    # --all, because a page that is skipped as unchanged would take its warnings along.
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(folder)]
-    command += ["--path-output", str(root), "--quiet", "--warningiserror", "--keep-going"]
+    command += ["--path-output", str(root), "--all", "--quiet", "--warningiserror", "--keep-going"]
     result = subprocess.run(command, cwd=root, text=True, capture_output=True)
     if result.returncode:
-        raise BuildError(f"Jupyter Book did not build the pages cleanly:\n{result.stdout}{result.stderr}")
+        raise BuildError(f"Jupyter Book did not build the pages cleanly:\n{(result.stdout + result.stderr).strip()}")
     return root / "_build" / "html" / "index.html"
