@@ -1,0 +1,292 @@
+"""Train a member of the embedded family: `python -m layerwise.world.train 6L`.
+
+The run resumes where it was when the same command is given again, also after SIGKILL, and then ends with exactly the
+weights of an uninterrupted run (same machine, same number of threads). On a CPU one thread per model, and as many
+models side by side as there are cores, is fastest; jemalloc, where it is installed, helps
+(`LD_PRELOAD=libjemalloc.so.2`).
+
+The schedule is warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395): as long as the final decay has not begun, a
+run can be resumed with another `--tokens`, to go on while the curve still falls or to end early.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..results import provenance
+from .checkpoint import load_checkpoint, save_checkpoint, write
+from .data import rows
+from .recipes import RECIPES, Recipe, build, learning_rate, recipe
+from .tokens import tokenizer
+
+WEIGHTS = Path(__file__).parent / "weights"
+IGNORED = -100  # cross_entropy leaves targets of this value out
+
+
+class Run:
+    """One training run: bf16 weights that compute, float32 masters that learn, the log, and where it has got to.
+
+    Resumes from `folder` if there is a checkpoint in it. Raises ValueError if that is a checkpoint of something else.
+    """
+
+    def __init__(self, recipe: Recipe, seed: int, folder: Path, compiled: bool = True, device: str = "cpu"):
+        self.recipe, self.seed, self.folder, self.device = recipe, seed, Path(folder), torch.device(device)
+        self.step, self.seconds, self.log = 0, 0.0, []
+        self.sums = [0.0, 0.0, 0.0]  # loss, floor, gradient norm since the last line of the log
+        model = build(recipe, seed).to(self.device)
+        self.masters = {name: weight.detach().clone().requires_grad_() for name, weight in model.named_parameters()}
+        self.model = model.to(torch.bfloat16)
+        self.loss = torch.compile(self._loss) if compiled else self._loss
+        # four rows at a time stay in a core's second-level cache; an accelerator wants all of them at once
+        self.rows_at_once = 4 if self.device.type == "cpu" else recipe.batch
+        matrices = [w for w in self.masters.values() if w.ndim == 2]
+        others = [w for w in self.masters.values() if w.ndim != 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            fused=True,
+        )
+        tokens, floor = rows("test", recipe.test_rows, recipe.length)
+        self.test, self.test_floor = torch.from_numpy(tokens.astype("int64")), floor.mean() / (recipe.length - 1)
+        self._resume()
+        self._round()
+
+    def train_step(self) -> None:
+        """One step of the optimiser on `recipe.batch` rows that depend on the seed and the number of the step only."""
+        recipe = self.recipe
+        rate = learning_rate(recipe, self.step)
+        tokens, floor = rows("train", recipe.batch, recipe.length, seed=self.seed, start=self.step * recipe.batch)
+        loss = 0.0
+        for part in torch.from_numpy(tokens.astype("int64")).split(self.rows_at_once):
+            partial = self.loss(part.to(self.device)) * (len(part) / recipe.batch)
+            partial.backward()
+            loss += partial.item()
+            for master, weight in zip(self.masters.values(), self.model.parameters(), strict=True):
+                master.grad = weight.grad.float() if master.grad is None else master.grad.add_(weight.grad)
+                weight.grad = None
+        norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), recipe.clip).item()
+        if not math.isfinite(loss + norm):
+            raise FloatingPointError(
+                f"{recipe.name} diverged at step {self.step} (loss {loss}, gradient norm {norm}); it needs a lower "
+                f"learning rate than {recipe.learning_rate}. The checkpoints before it are kept"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._round()
+        self.step += 1
+        self.sums = [a + b for a, b in zip(self.sums, (loss, floor.mean() / (recipe.length - 1), norm), strict=True)]
+        if self.step % recipe.log_every == 0 or self.step == recipe.steps:
+            self._log_line(rate)
+
+    @torch.no_grad()
+    def test_loss(self) -> float:
+        """Mean loss in nats over the predicted tokens of the fixed test rows, with the weights as they are shipped."""
+        parts = self.test.split(16)
+        return sum(self._loss(part.to(self.device)).item() * len(part) for part in parts) / len(self.test)
+
+    def save(self) -> None:
+        tensors = {f"weight.{name}": weight.detach() for name, weight in self.masters.items()}
+        for name, weight in self.masters.items():
+            for key, value in self.optimizer.state[weight].items():
+                tensors[f"{key}.{name}"] = value
+        state = {name: getattr(self, name) for name in ("step", "seed", "seconds", "sums", "log")}
+        state["recipe"] = asdict(self.recipe)
+        save_checkpoint(self.folder, self.step, {k: v.cpu().contiguous() for k, v in tensors.items()}, state)
+
+    def export(self, folder: Path, **notes) -> None:
+        """A plain Hugging Face folder: bf16 weights, tokenizer, `training.json`, `loss.csv`; replaces what is there."""
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        self.model.save_pretrained(part)
+        tokenizer().save_pretrained(part)
+        shutil.copy(self.folder / "loss.csv", part)
+        last = self.log[-1]
+        facts = {
+            "recipe": asdict(self.recipe),
+            "seed": self.seed,
+            "tokens": self.step * self.recipe.batch * self.recipe.length,
+            "parameters": self.model.num_parameters(),
+            "train_loss": last["loss"],
+            "test_loss": last["test_loss"],
+            "test_floor": self.test_floor,
+            "seconds": round(self.seconds),
+        }
+        (part / "training.json").write_text(json.dumps(facts | provenance() | notes, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+
+    def _loss(self, tokens):
+        """Mean loss of tokens [rows, length]; the last position predicts nothing and keeps the shapes even."""
+        targets = torch.cat((tokens[:, 1:], torch.full_like(tokens[:, :1], IGNORED)), 1)
+        hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
+        return F.cross_entropy(
+            self.model.lm_head(hidden).float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED
+        )
+
+    @torch.no_grad()
+    def _round(self):
+        torch._foreach_copy_(list(self.model.parameters()), list(self.masters.values()))
+
+    def _log_line(self, rate):
+        recipe, count = self.recipe, (self.step - 1) % self.recipe.log_every + 1
+        loss, floor, norm = (value / count for value in self.sums)
+        tested = self.step % recipe.test_every == 0 or self.step == recipe.steps
+        self.log.append(
+            {
+                "step": self.step,
+                "tokens": self.step * recipe.batch * recipe.length,
+                "loss": loss,
+                "floor": floor,
+                "learning_rate": rate,
+                "gradient_norm": norm,
+                "test_loss": self.test_loss() if tested else None,
+                "test_floor": self.test_floor if tested else None,
+            }
+        )
+        self.sums = [0.0, 0.0, 0.0]
+        write(self.folder / "loss.csv", pd.DataFrame(self.log).to_csv(index=False, float_format="%.6g"))
+
+    def _resume(self):
+        found = load_checkpoint(self.folder)
+        if found is None:
+            return
+        tensors, state = found
+        saved = Recipe(**state["recipe"] | {"betas": tuple(state["recipe"]["betas"])})
+        if (saved, state["seed"]) != (replace(self.recipe, tokens=saved.tokens), self.seed):
+            raise ValueError(
+                f"{self.folder} holds a run of {saved}, seed {state['seed']}: give another folder by --out"
+            )
+        if saved.tokens != self.recipe.tokens:
+            self._may_change(saved, state["step"])
+        self.step, self.seconds, self.sums, self.log = (state[k] for k in ("step", "seconds", "sums", "log"))
+        with torch.no_grad():
+            for name, weight in self.masters.items():
+                weight.copy_(tensors[f"weight.{name}"])
+                # torch's fused AdamW keeps its step count, a scalar, beside the weights
+                self.optimizer.state[weight] = {
+                    key: tensors[f"{key}.{name}"].to(weight.device) for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+
+    def _may_change(self, saved, step):
+        """The tokens may change while no step taken so far would have had another learning rate."""
+        if step > saved.decay_start:
+            raise ValueError(
+                f"{self.folder} is at step {step} and its learning rate falls since step {saved.decay_start}: only the "
+                f"{saved.tokens:,} tokens that it was begun with are possible now"
+            )
+        if step > self.recipe.decay_start:
+            least = math.ceil(step / (1 - saved.decay) + 2) * saved.batch * saved.length
+            raise ValueError(
+                f"{self.folder} is at step {step}, but with {self.recipe.tokens:,} tokens the learning rate would have "
+                f"had to fall since step {self.recipe.decay_start}: give at least {least:,} tokens"
+            )
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    seed: int = 0,
+    steps: int | None = None,
+    save_every: float = 300.0,
+    stop: Callable[[], bool] = lambda: False,
+    compiled: bool = True,
+    device: str = "cpu",
+) -> Run:
+    """Train to the end of the recipe, or to step `steps`, saving every `save_every` seconds and at the end.
+
+    When `stop()` turns true the run saves and returns at once; `run.step < recipe.steps` says that it isn't done.
+    """
+    run = Run(recipe, seed, folder, compiled, device)
+    last, saved, clock = min(steps or recipe.steps, recipe.steps), run.step, time.monotonic()
+    bar = tqdm(total=last, initial=run.step, desc=recipe.name, unit="step", dynamic_ncols=True, mininterval=1.0)
+    saved_at = clock
+    with bar:
+        while run.step < last and not stop():
+            run.train_step()
+            now = time.monotonic()
+            run.seconds, clock = run.seconds + now - clock, now
+            bar.update()
+            if run.log:
+                speed = (bar.format_dict["rate"] or 0) * recipe.batch * recipe.length
+                bar.set_postfix_str(f"loss {run.log[-1]['loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            if now - saved_at >= save_every:
+                run.save()
+                saved, saved_at = run.step, time.monotonic()
+        if run.step > saved:
+            run.save()
+    return run
+
+
+def check(recipe: Recipe, shipped: Path, folder: Path, steps: int = 200, **options) -> pd.DataFrame:
+    """Train the first `steps` steps again and set their loss beside that of the shipped `loss.csv`.
+
+    Returns step, shipped, here, difference (nats). Rounding differs between machines and numbers of threads, so
+    that agreement is close (0.05 nats), not exact.
+    """
+    facts = json.loads((shipped / "training.json").read_text())
+    known = facts["recipe"] | {"betas": tuple(facts["recipe"]["betas"])}
+    if Recipe(**known) != replace(recipe, tokens=known["tokens"]):
+        raise ValueError(f"the recipe of {shipped} is no longer that of {recipe.name}: {known}")
+    run = train(Recipe(**known), folder, facts["seed"], steps, **options)
+    table = pd.read_csv(shipped / "loss.csv").set_index("step")["loss"].rename("shipped").to_frame()
+    table = table.join(pd.DataFrame(run.log).set_index("step")["loss"].rename("here"), how="inner")
+    return table.assign(difference=table["here"] - table["shipped"]).reset_index()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m layerwise.world.train", description=__doc__.split("\n")[0])
+    parser.add_argument("name", help=f"one of {', '.join(RECIPES)}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokens", type=float, help="instead of the recipe's; may change until the decay begins")
+    parser.add_argument("--out", type=Path, help="where the run is kept (_build/training/NAME-sSEED)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="as torch names it")
+    parser.add_argument("--eager", action="store_true", help="do without torch.compile and so without a C++ compiler")
+    parser.add_argument("--install", action="store_true", help="at the end put the model into the package")
+    parser.add_argument("--check", type=int, metavar="STEPS", help="repeat the shipped model's first steps, compare")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    stopped = []
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda number, frame: stopped.append(number))
+    options = {"stop": lambda: bool(stopped), "compiled": not args.eager, "device": args.device}
+    try:
+        chosen = recipe(args.name)
+        out = args.out or Path("_build/training") / f"{args.name}-s{args.seed}{'-check' if args.check else ''}"
+        if args.check:
+            table = check(chosen, WEIGHTS / args.name, out, args.check, **options)
+            print(table.to_string(index=False))
+            return int(table.empty or table["difference"].abs().max() > 0.05)
+        if args.tokens:
+            chosen = replace(chosen, tokens=int(args.tokens))
+        run = train(chosen, out, args.seed, **options)
+    except (ValueError, FloatingPointError) as fault:
+        parser.exit(2, f"{fault}\n")
+    if run.step < chosen.steps:
+        print(f"Stopped and saved at step {run.step} of {chosen.steps}; the same command goes on from there.")
+        return 128 + stopped[0]
+    target = WEIGHTS / args.name if args.install else out / "model"
+    run.export(
+        target, command=f"python -m layerwise.world.train {args.name} --tokens {chosen.tokens} --seed {args.seed}"
+    )
+    print(f"Trained: {target}, test loss {run.log[-1]['test_loss']:.4f}, floor {run.test_floor:.4f} nats a token")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
