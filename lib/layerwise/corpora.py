@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -94,7 +95,7 @@ def check_tokens(tokens: Tensor, vocab_size: int) -> None:
 
 
 def _file_documents(name: str, split: str) -> list[str]:
-    """Documents of one split of a local file: whole lines, the last ones being the test split."""
+    """Documents of one split of a local file; the last fifth of its text or lines is the test split."""
     path = Path(name).expanduser()
     if path.suffix not in (".txt", ".jsonl"):
         close = difflib.get_close_matches(name, CORPORA, n=1)
@@ -104,23 +105,15 @@ def _file_documents(name: str, split: str) -> list[str]:
         )
     if not path.is_file():
         raise ValueError(f"there is no file {name!r}")
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    lines = [line for line in lines if line.strip()] if path.suffix == ".jsonl" else lines
-    cut = _cut(lines)
-    first, chosen = (cut, lines[cut:]) if split == "test" else (0, lines[:cut])
+    text = path.read_text(encoding="utf-8")
     if path.suffix == ".txt":
-        return ["".join(chosen)]
-    return [_text_field(line, f"{name}, record {first + number}") for number, line in enumerate(chosen, start=1)]
-
-
-def _cut(lines: list[str]) -> int:
-    """Index of the first line of the test split, so that it holds about `TEST_SHARE` of the characters."""
-    left = TEST_SHARE * sum(map(len, lines))
-    cut = len(lines)
-    while cut and left >= len(lines[cut - 1]):
-        cut -= 1
-        left -= len(lines[cut])
-    return cut
+        cut = int(len(text) * (1 - TEST_SHARE))
+        space = re.compile(r"\s|$").search(text, cut)  # no word is in both splits
+        return [text[space.end() :] if split == "test" else text[: space.start()]]
+    records = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    cut = round(len(records) * (1 - TEST_SHARE))
+    chosen = records[cut:] if split == "test" else records[:cut]
+    return [_text_field(line, f"{name}, line {number}") for number, line in chosen]
 
 
 def _text_field(line: str, where: str) -> str:
@@ -137,7 +130,7 @@ def _stream(tokenizer, documents: Iterable[str], enough: int | None = None) -> l
     """Token ids of all documents, each followed by the end-of-text token; stops once there are `enough`."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     found: list[int] = []
-    for text in documents:
+    for text in filter(None, documents):
         # verbose=False: a text longer than the model's context is what is wanted here, so no warning of it.
         found += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] + end
         if enough is not None and len(found) >= enough:

@@ -191,10 +191,11 @@ def _window_means(products: list[tuple[Tensor, Tensor, Tensor]], keep: Tensor, s
     xy, xx, yy = torch.stack([torch.stack(each).cpu() for each in products], dim=1).double()  # [L, batch, length]
     # Padding may hold anything, NaN too: it is replaced, not multiplied by 0.
     xy, xx, yy = (torch.where(keep, each, 0.0) for each in (xy, xx, yy))
-    bad = (~(xx + yy).isfinite()).nonzero()
-    if len(bad):
-        block, window, position = bad[0].tolist()
-        verb = "puts out" if xx[block, window, position].isfinite() else "is given"
+    bad = ~torch.stack([xx, yy], dim=1).isfinite()  # [L, x or y, batch, length]
+    if bad.any():
+        # The first in this order is the cause: attention spreads a NaN to other tokens, but not to earlier blocks.
+        block, side, window, position = bad.nonzero()[0].tolist()
+        verb = ("is given", "puts out")[side]
         raise ValueError(
             f"block {block} of {len(products)} {verb} NaN or infinity (window {start + window}, position {position}): "
             "weights up to there are damaged, or the dtype overflows (float16 does where bfloat16 and float32 don't)"

@@ -1,0 +1,191 @@
+"""A plan says what happens to each block; it knows no model.
+
+What is unset in a layer stays as it is in the model. Plans over the same blocks are merged with `|`, so that slicing,
+bits and pruning are planned apart and done together.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from html import escape
+
+import numpy as np
+
+FIELDS = ("keep", "width", "bits", "outliers")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block of a plan; None = unset.
+
+    Raises ValueError for a value that no block can have; a width is checked against the model's by `Plan`.
+    """
+
+    keep: bool = True  # False: the block is removed, and its other fields have no effect
+    width: int | None = None  # columns of the residual stream that the block reads
+    bits: int | None = None  # per weight of its linear layers, 1 to 16
+    outliers: float | None = None  # share of its weights that stay unquantized, in [0, 1)
+
+    def __post_init__(self):
+        if not isinstance(self.keep, (bool, np.bool_)):
+            raise ValueError(f"keep must be True or False, not {self.keep!r}")
+        # numpy's numbers become Python's, so that equal plans look equal and can be written as JSON
+        object.__setattr__(self, "keep", bool(self.keep))
+        object.__setattr__(self, "width", _whole("width", self.width, 1, None))
+        object.__setattr__(self, "bits", _whole("bits", self.bits, 1, 16))
+        if self.outliers is not None:
+            number = isinstance(self.outliers, (int, float, np.number)) and not isinstance(self.outliers, bool)
+            if not number or not 0 <= self.outliers < 1:
+                raise ValueError(f"outliers must be a share, at least 0 and below 1, not {self.outliers!r}")
+            object.__setattr__(self, "outliers", float(self.outliers))
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """What happens to each of `L` blocks of a model whose residual stream has the width `width`.
+
+    Raises ValueError if there are no layers, if none is kept, or if a layer is wider than the model.
+    """
+
+    layers: tuple[Layer, ...]
+    width: int
+
+    def __post_init__(self):
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if self.width is None:
+            raise ValueError("a plan needs the width of the model's residual stream, the D of its shape")
+        object.__setattr__(self, "width", _whole("width", self.width, 1, None))
+        for i, layer in enumerate(self.layers):
+            if not isinstance(layer, Layer):
+                raise ValueError(f"layer {i} is {layer!r}: it must be a Layer")
+            if layer.width is not None and layer.width > self.width:
+                raise ValueError(f"layer {i}: width {layer.width} is more than the model's {self.width}")
+        if not any(layer.keep for layer in self.layers):
+            raise ValueError("a plan must keep at least one layer")
+
+    def __or__(self, other: Plan) -> Plan:
+        """Both plans in one: unset fields are filled in, and a layer that either removes is removed.
+
+        Raises ValueError where the two set a field of a layer to different values, or are for different models.
+        """
+        if not isinstance(other, Plan):
+            return NotImplemented
+        mine, others = (len(self.layers), self.width), (len(other.layers), other.width)
+        if mine != others:
+            raise ValueError(
+                f"a plan for {mine[0]} layers of width {mine[1]} can't be merged with one for {others[0]} layers of "
+                f"width {others[1]}: both must be for the same model"
+            )
+        pairs = enumerate(zip(self.layers, other.layers, strict=True))
+        return Plan(tuple(_merge(i, a, b) for i, (a, b) in pairs), self.width)
+
+    @property
+    def kept(self) -> tuple[Layer, ...]:
+        """The layers that are not removed."""
+        return tuple(layer for layer in self.layers if layer.keep)
+
+    @property
+    def mean_slice(self) -> float:
+        """Mean over the kept layers of the share of the width that is cut; an unset width is not cut."""
+        return float(np.mean([1 - (layer.width or self.width) / self.width for layer in self.kept]))
+
+    @property
+    def average_bits(self) -> float | None:
+        """Mean bits over the kept layers, as arXiv 2406.17415 counts: layers weigh alike, and scales and what is
+        outside the blocks do not count. None if a kept layer has no bits set, since they are then the model's own."""
+        bits = [layer.bits for layer in self.kept]
+        return None if None in bits else float(np.mean(bits))
+
+    def to_json(self) -> str:
+        """The plan as text for a file, one line per layer with the fields it sets, so that a diff compares plans."""
+        lines = ",\n".join(f"    {json.dumps(_set(layer))}" for layer in self.layers)
+        return f'{{\n  "width": {self.width},\n  "layers": [\n{lines}\n  ]\n}}\n'
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote. Raises ValueError for anything else, fields with unknown names included."""
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"a plan must be JSON: {error}") from error
+        _check_names(content, ("width", "layers"), "a plan", required=True)
+        if not isinstance(content["layers"], list):
+            raise ValueError('"layers" of a plan must be a list')
+        layers = []
+        for i, layer in enumerate(content["layers"]):
+            _check_names(layer, FIELDS, f"layer {i}")
+            try:
+                layers.append(Layer(**layer))
+            except ValueError as error:
+                raise ValueError(f"layer {i}: {error}") from error
+        return cls(tuple(layers), content["width"])
+
+    def __repr__(self) -> str:
+        names, rows = self._table()
+        table = [names, *rows]
+        sizes = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(cell.rjust(size) for cell, size in zip(row, sizes, strict=True)) for row in table]
+        return "\n".join([self._summary(), *lines])
+
+    def _repr_html_(self) -> str:
+        names, rows = self._table()
+        head = "".join(f"<th>{name}</th>" for name in names)
+        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        summary = f"<caption>{escape(self._summary())}</caption>"
+        return f"<table>{summary}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _summary(self) -> str:
+        bits = "" if self.average_bits is None else f", average bits {self.average_bits:.2f}"
+        removed = len(self.layers) - len(self.kept)
+        return (
+            f"Plan for {len(self.layers)} layers of width {self.width}: mean slice {self.mean_slice:.1%}{bits}"
+            f"{f', {removed} removed' if removed else ''}"
+        )
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Column names and cells: the fields that some layer sets."""
+        given = [_set(layer) for layer in self.layers]
+        names = [name for name in FIELDS if any(name in layer for layer in given)]
+        rows = [[str(i), *(str(layer.get(name, "")) for name in names)] for i, layer in enumerate(given)]
+        return ["layer", *names], rows
+
+
+def _whole(name: str, value, low: int, high: int | None) -> int | None:
+    if value is None:
+        return None
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        whole = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, not {value!r}") from None
+    if whole < low or (high is not None and whole > high):
+        limits = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} must be {limits}, not {whole}")
+    return whole
+
+
+def _set(layer: Layer) -> dict:
+    """The fields of a layer that are not at their default."""
+    return {field.name: value for field in fields(layer) if (value := getattr(layer, field.name)) != field.default}
+
+
+def _merge(i: int, a: Layer, b: Layer) -> Layer:
+    mine, others = _set(a), _set(b)
+    for name in mine.keys() & others.keys():
+        if mine[name] != others[name]:
+            raise ValueError(f"layer {i}: one plan sets {name} to {mine[name]}, the other to {others[name]}")
+    return Layer(**mine | others)
+
+
+def _check_names(content, names: Iterable[str], what: str, required: bool = False) -> None:
+    names = tuple(names)
+    if not isinstance(content, dict):
+        raise ValueError(f"{what} must be an object with {', '.join(names)}, not {content!r}")
+    if unknown := sorted(content.keys() - set(names)):
+        raise ValueError(f"{what} has no field {', '.join(map(repr, unknown))}; its fields are {', '.join(names)}")
+    if required and (missing := [name for name in names if name not in content]):
+        raise ValueError(f"{what} lacks {', '.join(missing)}")

@@ -1,0 +1,122 @@
+"""Windows of tokens: the right number, seeded, without overlap, and splits apart."""
+
+import json
+
+import layerwise as lw
+import pytest
+import torch
+from layerwise import world
+from layerwise.corpora import CORPORA, check_tokens
+from layerwise.world import data
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+
+@pytest.fixture(scope="module")
+def other():
+    """A tokenizer that is not the world's: one token per word of "w0 w1 ... w999", and one for all other words."""
+    vocabulary = {"<end>": 0, "<unk>": 1} | {f"w{i}": i + 2 for i in range(1000)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", unk_token="<unk>")
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """A text of 1,000 different words, ten to a line."""
+    path = tmp_path / "words.txt"
+    path.write_text("\n".join(" ".join(f"w{i}" for i in range(start, start + 10)) for start in range(0, 1000, 10)))
+    return path
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_world_by_name(name):
+    found = lw.tokens(world.tokenizer(), name, n=2, length=40)
+    assert found.dtype == torch.int64 and found.shape == (2, 40)
+    assert (found[:, 0] == world.tokenizer().eos_token_id).all()
+    check_tokens(found, 2048)
+
+
+def test_world_is_what_the_generator_gives():
+    rows, _ = data.rows("test", 3, length=50, seed=7, kind="sums")
+    assert lw.tokens(world.tokenizer(), "world/sums", "test", n=3, length=50, seed=7).tolist() == rows.tolist()
+
+
+def test_seeds_and_splits_give_other_text_and_the_same_again():
+    def draw(split="calibration", seed=0):
+        return lw.tokens(world.tokenizer(), split=split, n=2, length=64, seed=seed).tolist()
+
+    assert draw() == draw()
+    assert draw() != draw(seed=1)
+    assert draw() != draw("test")
+
+
+def test_world_for_another_tokenizer_is_text_read_by_that_one(other):
+    text = PreTrainedTokenizerFast(tokenizer_object=world.tokenizer().backend_tokenizer, eos_token="<|endoftext|>")
+    text.add_tokens(["<extra>"])  # reads as the world's does, but is another tokenizer
+    found = lw.tokens(text, "world/sums", n=2, length=60)
+    assert found.shape == (2, 60)
+    assert text.decode(found.flatten()).startswith(next(data.documents("calibration", kind="sums"))[0])
+    assert lw.tokens(other, n=2, length=30).max() <= 1  # no word of the world is in that vocabulary
+
+
+def test_windows_of_a_file_are_whole_and_apart(other, numbered):
+    found = lw.tokens(other, numbered, n=7, length=100, seed=3)
+    assert found.shape == (7, 100)
+    words = found[found > 1]
+    assert len(words.unique()) == len(words)  # every word is there once in the text: no window overlaps another
+    inside = [window for window in found if (window > 1).all()]
+    assert inside and all((window.diff() == 1).all() for window in inside)
+
+
+def test_splits_of_a_file_have_nothing_in_common(other, numbered):
+    calibration = lw.tokens(other, numbered, "calibration", n=8, length=100)
+    test = lw.tokens(other, numbered, "test", n=1, length=190)
+    assert len(test[test > 1].unique()) > 180
+    assert set(calibration[calibration > 1].tolist()).isdisjoint(test[test > 1].tolist())
+
+
+def test_seed_draws_among_the_windows_of_a_file(other, numbered):
+    draws = {tuple(lw.tokens(other, numbered, n=2, length=90, seed=seed).flatten().tolist()) for seed in range(5)}
+    assert len(draws) == 5
+
+
+def test_json_lines_are_documents(other, tmp_path):
+    path = tmp_path / "some.jsonl"
+    path.write_text("".join(json.dumps({"text": f"w{i} w{i}"}) + "\n" for i in range(10)))
+    found = lw.tokens(other, path, "test", n=1, length=6).flatten().tolist()
+    assert found == [10, 10, 0, 11, 11, 0]  # the last fifth, each document with its end
+
+
+def test_text_too_short_says_what_there_is_and_what_is_needed(other, numbered):
+    with pytest.raises(ValueError, match=r"calibration split .* 20 windows of 50 tokens need 1000, and it has 8\d\d"):
+        lw.tokens(other, numbered, n=20, length=50)
+    numbered.write_text("")
+    with pytest.raises(ValueError, match="test split .* need 256, and it has 0, "):
+        lw.tokens(other, numbered, "test", n=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "wrold"}, r"no corpus 'wrold'. Did you mean 'world'\?.*world/people.*\.txt or \.jsonl"),
+        ({"name": "nowhere.txt"}, "there is no file 'nowhere.txt'"),
+        ({"split": "train"}, "there is no split 'train': take one of 'calibration', 'test'"),
+        ({"n": 0}, "cannot draw 0 windows of 256 tokens"),
+    ],
+)
+def test_wrong_arguments_say_what_would_be_right(other, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        lw.tokens(other, **arguments)
+
+
+def test_json_without_text_names_the_record(other, tmp_path):
+    path = tmp_path / "some.jsonl"
+    path.write_text('{"text": "w1"}\n{"words": "w2"}\n{"text": "w3"}\n{"text": "w4"}\n{"text": "w5"}\n{"text": "w6"}\n')
+    with pytest.raises(ValueError, match='some.jsonl, line 2 is not a JSON object with a string "text"'):
+        lw.tokens(other, path, n=1, length=2)
+
+
+def test_no_tokenizer():
+    with pytest.raises(ValueError, match="there is no tokenizer"):
+        lw.tokens(None)

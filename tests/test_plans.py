@@ -1,0 +1,155 @@
+"""Plans: what is in them is possible, merging has its laws, and text gives back what was written."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layerwise.plans import Layer, Plan
+
+WIDTH = 16
+settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
+settings.load_profile("no deadline")
+
+
+def layers(**kinds):
+    """Layers whose fields are unset or drawn; `kinds` replaces a field's strategy."""
+    strategies = {
+        "keep": st.booleans(),
+        "width": st.none() | st.integers(1, WIDTH),
+        "bits": st.none() | st.integers(1, 16),
+        "outliers": st.none() | st.floats(0, 1, exclude_max=True),
+    }
+    return st.builds(Layer, **strategies | kinds)
+
+
+def plans(smallest=1, largest=6, **kinds):
+    each = st.lists(layers(**kinds), min_size=smallest, max_size=largest)
+    return each.filter(lambda found: any(x.keep for x in found)).map(lambda found: Plan(tuple(found), WIDTH))
+
+
+unset = st.none()
+widths = plans(3, 3, keep=st.just(True), bits=unset, outliers=unset)
+bits = plans(3, 3, keep=st.just(True), width=unset, outliers=unset)
+drops = plans(3, 3, width=unset, bits=unset, outliers=unset)
+
+
+@given(plans())
+def test_json_gives_the_plan_back(plan):
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@given(plans())
+def test_merging_with_itself_or_with_nothing_changes_nothing(plan):
+    nothing = Plan((Layer(),) * len(plan.layers), WIDTH)
+    assert plan | plan == plan | nothing == nothing | plan == plan
+
+
+@given(widths, bits, drops)
+def test_merging_is_the_same_in_any_order_and_grouping(a, b, c):
+    assert a | b | c == a | (b | c) == c | b | a
+    for layer, x, y, z in zip((a | b | c).layers, a.layers, b.layers, c.layers, strict=True):
+        assert (layer.width, layer.bits, layer.keep) == (x.width, y.bits, z.keep)
+
+
+def test_two_values_for_one_field_name_layer_and_field():
+    a, b = (Plan((Layer(bits=8), Layer(bits=bits)), WIDTH) for bits in (8, 4))
+    with pytest.raises(ValueError, match="layer 1: one plan sets bits to 8, the other to 4"):
+        a | b
+    longer = Plan((Layer(),) * 3, WIDTH)
+    with pytest.raises(ValueError, match="2 layers of width 16 can't be merged with one for 3 layers of width 16"):
+        a | longer
+
+
+def test_zero_outliers_is_a_value():
+    a, b = (Plan((Layer(outliers=share),), WIDTH) for share in (0.0, 0.01))
+    assert '"outliers": 0.0' in a.to_json()
+    with pytest.raises(ValueError, match="outliers to 0.0, the other to 0.01"):
+        a | b
+
+
+def test_average_bits_is_the_papers_count():
+    plan = Plan((Layer(bits=4),) * 30 + (Layer(bits=2),) * 10, WIDTH)
+    assert plan.average_bits == 3.5
+    assert (plan | Plan((Layer(),) * 30 + (Layer(keep=False),) * 10, WIDTH)).average_bits == 4
+    assert Plan((Layer(bits=4), Layer()), WIDTH).average_bits is None
+
+
+def test_mean_slice_counts_kept_layers_and_leaves_unset_ones_whole():
+    assert Plan((Layer(width=8), Layer(width=12), Layer()), WIDTH).mean_slice == pytest.approx(0.25)
+    assert Plan((Layer(width=8), Layer(keep=False, width=1)), WIDTH).mean_slice == 0.5
+
+
+def test_numbers_of_numpy_are_taken():
+    plan = Plan((Layer(keep=np.True_, width=np.int64(8), bits=np.int32(4), outliers=np.float32(0.5)),), np.int64(WIDTH))
+    assert plan == Plan((Layer(width=8, bits=4, outliers=0.5),), WIDTH)
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"width": 0}, "width must be at least 1, not 0"),
+        ({"width": 2.5}, "width must be a whole number, not 2.5"),
+        ({"bits": 32}, "bits must be from 1 to 16, not 32"),
+        ({"bits": True}, "bits must be a whole number, not True"),
+        ({"outliers": 1.0}, "outliers must be a share, at least 0 and below 1, not 1.0"),
+        ({"outliers": float("nan")}, "not nan"),
+        ({"outliers": "much"}, "not 'much'"),
+        ({"keep": 1}, "keep must be True or False, not 1"),
+    ],
+)
+def test_impossible_layers_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Layer(**fields)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ((), "keep at least one layer"),
+        ((Layer(keep=False),), "keep at least one layer"),
+        ((Layer(), Layer(width=17)), "layer 1: width 17 is more than the model's 16"),
+        ((Layer(), {"bits": 4}), "layer 1 is {'bits': 4}: it must be a Layer"),
+    ],
+)
+def test_impossible_plans_are_refused(layers, message):
+    with pytest.raises(ValueError, match=message):
+        Plan(layers, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "must be JSON"),
+        ("[]", "a plan must be an object with width, layers"),
+        ('{"layers": [{}]}', "a plan lacks width"),
+        ('{"layers": [{}], "width": 4, "budget": 1}', "a plan has no field 'budget'; its fields are width, layers"),
+        (
+            '{"layers": [{}, {"bit": 4}], "width": 4}',
+            "layer 1 has no field 'bit'; its fields are keep, width, bits",
+        ),
+        ('{"layers": [{"bits": 99}], "width": 4}', "layer 0: bits must be from 1 to 16, not 99"),
+        ('{"layers": 3, "width": 4}', '"layers" of a plan must be a list'),
+        ('{"layers": [{}], "width": null}', "needs the width"),
+    ],
+)
+def test_text_that_is_no_plan_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        Plan.from_json(text)
+
+
+def test_file_has_one_line_per_layer():
+    a = Plan((Layer(width=8), Layer(width=12), Layer(keep=False)), WIDTH)
+    b = Plan((Layer(width=8), Layer(width=11), Layer(keep=False)), WIDTH)
+    differing = [x for x, y in zip(a.to_json().splitlines(), b.to_json().splitlines(), strict=True) if x != y]
+    assert [json.loads(line.rstrip(",")) for line in differing] == [{"width": 12}]
+
+
+def test_table_shows_the_fields_that_are_set():
+    plan = Plan((Layer(bits=8), Layer(bits=4), Layer(keep=False)), WIDTH)
+    lines = repr(plan).splitlines()
+    assert lines[0] == "Plan for 3 layers of width 16: mean slice 0.0%, average bits 6.00, 1 removed"
+    assert [line.split() for line in lines[1:]] == [["layer", "keep", "bits"], ["0", "8"], ["1", "4"], ["2", "False"]]
+    assert plan._repr_html_().count("<tr>") == 4
