@@ -1,0 +1,205 @@
+"""Training: it learns, a kill costs nothing but time, and what is exported is a plain Hugging Face folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from layerwise.world import recipes, rows, train
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+LENGTH = 32
+TINY = recipes.Recipe(
+    "tiny",
+    layers=2,
+    width=64,
+    intermediate=96,
+    tokens=8 * LENGTH * 40,
+    batch=8,
+    length=LENGTH,
+    learning_rate=1e-2,
+    warmup=5,
+    log_every=5,
+    test_every=20,
+    test_rows=16,
+)
+
+
+def tiny(folder, recipe=TINY, **options):
+    return train.train(recipe, folder, compiled=False, **options)
+
+
+def weights(run):
+    return torch.cat([weight.detach().flatten() for weight in run.masters.values()])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    torch.set_num_threads(1)
+    return tiny(tmp_path_factory.mktemp("whole"))
+
+
+def test_loss_falls_and_the_log_tells(whole):
+    log = pd.read_csv(whole.folder / "loss.csv")
+    assert log["step"].tolist() == list(range(5, 41, 5))
+    assert log["tokens"].iloc[-1] == TINY.tokens
+    assert log["loss"].iloc[0] > np.log(2048) - 1.5
+    assert log["loss"].iloc[-1] < log["loss"].iloc[0] - 1
+    assert log.loc[log["test_loss"].notna(), "step"].tolist() == [20, 40]
+    assert (log["test_loss"].dropna() > log["test_floor"].dropna()).all()
+
+
+def test_the_logged_test_loss_is_that_of_transformers(whole):
+    tokens = torch.from_numpy(rows("test", TINY.test_rows, LENGTH)[0].astype("int64"))
+    with torch.no_grad():
+        expected = whole.model(tokens, labels=tokens).loss.item()
+    assert whole.log[-1]["test_loss"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_explicit_attention_is_attention():
+    model = recipes.build(replace(TINY, layers=3), seed=1)
+    tokens = torch.randint(0, 2048, (2, LENGTH))
+    with torch.no_grad():
+        ours = model(tokens).logits
+        model.set_attn_implementation("eager")
+        theirs = model(tokens).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_micro_batches_sum_to_the_batch(tmp_path):
+    runs = [train.Run(TINY, 0, tmp_path / str(i), compiled=False) for i in range(2)]
+    runs[0].rows_at_once, runs[1].rows_at_once = 2, 8
+    for run in runs:
+        run.train_step()
+    parts, full = (run.sums for run in runs)
+    assert parts[0] == pytest.approx(full[0], rel=1e-4)
+    assert parts[2] == pytest.approx(full[2], rel=1e-2)
+
+
+def test_schedule_is_warmup_stable_decay():
+    rates = [train.learning_rate(TINY, step) for step in range(TINY.steps)]
+    assert rates[0] == TINY.learning_rate / 5
+    assert rates[5 : TINY.decay_start] == [TINY.learning_rate] * (TINY.decay_start - 5)
+    assert TINY.decay_start == 32
+    falls = np.diff(rates[TINY.decay_start :])
+    assert (falls < 0).all() and rates[-1] == pytest.approx(TINY.learning_rate / 8)
+
+
+def test_a_killed_run_resumes_to_the_same_weights(whole, tmp_path):
+    program = (
+        "import sys, pathlib, torch; sys.path.insert(0, sys.argv[2]); torch.set_num_threads(1)\n"
+        "from test_train import tiny\n"
+        "tiny(pathlib.Path(sys.argv[1]), save_every=0.0)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path, os.path.dirname(__file__)],
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("checkpoint-*.safetensors"))) < 2 and process.poll() is None:
+        assert time.monotonic() < deadline, "no checkpoint was written within a minute"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run = train.Run(TINY, 0, tmp_path, compiled=False)
+    assert 0 < run.step < TINY.steps, "killed too late for the test to mean anything"
+    resumed = tiny(tmp_path)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert [line["loss"] for line in resumed.log] == [line["loss"] for line in whole.log]
+
+
+def test_stopping_saves_and_says_where(tmp_path):
+    answers = iter([False, False, False, True])
+    run = tiny(tmp_path, stop=lambda: next(answers))
+    assert run.step == 3
+    assert train.Run(TINY, 0, tmp_path, compiled=False).step == 3
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_taken(tmp_path, damage):
+    tiny(tmp_path, steps=3, save_every=0.0)
+    first, second = sorted(tmp_path.glob("checkpoint-*.safetensors"))
+    content = bytearray(second.read_bytes())
+    if damage == "cut":
+        del content[len(content) // 2 :]
+    else:
+        content[-1000] ^= 1
+    second.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"{second.name} is damaged"):
+        run = train.Run(TINY, 0, tmp_path, compiled=False)
+    assert run.step == 2
+    first.write_bytes(b"")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="every checkpoint .* is damaged"):
+        train.Run(TINY, 0, tmp_path, compiled=False)
+
+
+def test_tokens_may_change_until_the_decay_begins(tmp_path):
+    tokens = 8 * LENGTH
+    tiny(tmp_path, steps=20)
+    with pytest.raises(ValueError, match="give at least") as fault:
+        train.Run(replace(TINY, tokens=21 * tokens), 0, tmp_path, compiled=False)
+    least = int(str(fault.value).split()[-2].replace(",", ""))
+    assert train.Run(replace(TINY, tokens=least), 0, tmp_path, compiled=False).step == 20
+    assert tiny(tmp_path, replace(TINY, tokens=50 * tokens), steps=42).step == 42
+    with pytest.raises(ValueError, match="only the 12,800 tokens"):
+        train.Run(replace(TINY, tokens=80 * tokens), 0, tmp_path, compiled=False)
+
+
+def test_a_folder_of_another_run_is_refused(whole):
+    with pytest.raises(ValueError, match="holds a run of .* seed 0.*--out"):
+        train.Run(TINY, 1, whole.folder, compiled=False)
+    with pytest.raises(ValueError, match="holds a run of"):
+        train.Run(replace(TINY, layers=3), 0, whole.folder, compiled=False)
+
+
+def test_divergence_is_an_error(tmp_path):
+    run = train.Run(TINY, 0, tmp_path, compiled=False)
+    with torch.no_grad():
+        run.model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="diverged at step 0"):
+        run.train_step()
+
+
+def test_export_is_a_plain_hugging_face_folder(whole, tmp_path):
+    whole.export(tmp_path / "tiny")
+    whole.export(tmp_path / "tiny", command="again")  # replaces
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny", dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tiny")
+    assert model.dtype == torch.bfloat16 and model.config.model_type == "llama"
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, whole.masters[name].to(torch.bfloat16)), name
+    assert tokenizer.decode(tokenizer("A test.")["input_ids"], skip_special_tokens=True) == "A test."
+    facts = json.loads((tmp_path / "tiny" / "training.json").read_text())
+    assert facts["tokens"] == TINY.tokens and facts["seed"] == 0 and facts["command"] == "again"
+    assert facts["test_loss"] == whole.log[-1]["test_loss"] and facts["test_floor"] < facts["test_loss"]
+    assert {"packages", "threads", "seconds", "recipe"} <= facts.keys()
+    assert "explicit" not in (tmp_path / "tiny" / "config.json").read_text()
+
+
+def test_a_shipped_run_can_be_checked(whole, tmp_path):
+    whole.export(tmp_path / "tiny")
+    table = train.check(TINY, tmp_path / "tiny", tmp_path / "again", steps=10, compiled=False)
+    assert table["step"].tolist() == [5, 10]
+    assert table["difference"].abs().max() < 1e-3
+    with pytest.raises(ValueError, match="no longer"):
+        train.check(replace(TINY, learning_rate=1.0), tmp_path / "tiny", tmp_path / "other", compiled=False)
+
+
+def test_an_unknown_recipe_lists_the_names(capsys):
+    with pytest.raises(ValueError, match="'7L'.*6L, 12L, 24L, 24L-wide"):
+        recipes.recipe("7L")
+    with pytest.raises(SystemExit):
+        train.main(["7L"])
+    assert "24L-wide" in capsys.readouterr().err
+
+
+def test_the_family_differs_in_depth_only():
+    six, twelve, deep = (recipes.recipe(name) for name in ("6L", "12L", "24L"))
+    assert replace(twelve, name="6L", layers=6) == six == replace(deep, name="6L", layers=6)
