@@ -35,7 +35,7 @@ test: $(STAMP) ## run the tests
 
 lab: $(STAMP) ## open the notebooks in JupyterLab, text and notebook paired
 	@$(BIN)/python -m layerwise.book sync
-	$(BIN)/jupyter lab --notebook-dir . notebooks
+	$(BIN)/jupyter lab --notebook-dir . --LabApp.default_url=/lab/tree/notebooks
 
 bench: $(STAMP) ## run the speed and memory comparisons
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
