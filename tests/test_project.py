@@ -138,3 +138,9 @@ def tiny_llama():
     return LlamaForCausalLM(
         LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2)
     )
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_files_that_a_front_page_links_to_exist(page):
+    targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text())
+    assert not [target for target in targets if "://" not in target and not (ROOT / target).exists()]
