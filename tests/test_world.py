@@ -1,4 +1,4 @@
-"""The embedded world: deterministic text, an entropy that can be checked by hand, facts that are withheld, sound tasks."""
+"""The embedded world: deterministic text, entropy checked against frequencies, withheld facts, sound tasks."""
 
 import json
 import math

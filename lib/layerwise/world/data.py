@@ -17,8 +17,8 @@ from .tokens import tokenizer
 
 WRITERS = {"people": people, "stories": stories, "taxonomy": taxonomy, "uses": uses, "scripts": scripts, "sums": sums}
 # how often a document of each kind comes; as documents differ in length, the shares of tokens are about
-# 27 % people, 21 % stories, 19 % sums, 13 % taxonomy, 11 % scripts and 9 % uses
-KIND_WEIGHTS = {"people": 42, "stories": 12, "taxonomy": 30, "uses": 35, "scripts": 7, "sums": 16}
+# 31 % people, 20 % stories, 19 % sums, 11 % taxonomy, 11 % scripts and 8 % uses
+KIND_WEIGHTS = {"people": 60, "stories": 14, "taxonomy": 28, "uses": 32, "scripts": 7, "sums": 18}
 KINDS = tuple(WRITERS)
 SPLITS = ("train", "calibration", "test")
 BLOCK = 256  # rows per block
@@ -48,8 +48,8 @@ def rows(
     """Rows `start … start + n - 1` of a split.
 
     Returns `tokens` uint16 [n, length] and `floor` float64 [n]: the entropy in nats of the `length - 1` tokens of each
-    row that a model predicts. Every row begins with the end-of-text token at the beginning of a document, so that nothing
-    a reader needs lies outside it; the last document of a row is cut.
+    row that a model predicts. Every row begins with the end-of-text token at the beginning of a document, so that
+    nothing a reader needs lies outside it; the last document of a row is cut.
 
     kind: one of `KINDS`, or None for the mixture that the embedded models are trained on.
     Raises ValueError for an unknown split or kind.

@@ -79,20 +79,31 @@ BIOGRAPHY = {
     "pet": ["{} kept {} at home.", "{} owned {}.", "{} raised {}."],
 }
 
+ENTRY = {
+    "town": "from {}", "year": "born {}", "profession": "a {}", "employer": "at the {}", "subject": "studied {}",
+    "pet": "kept {}",
+}  # fmt: skip
 
-def biography_sentence(template: str, subject: str, attribute: str, value: str) -> str:
-    if attribute == "profession" and value[0] in "aeiou":
-        template = template.replace(" a {}", " an {}")
-    return template.format(subject, value)
+
+def biography_sentence(template: str, attribute: str, *values: str) -> str:
+    if attribute == "profession" and values[-1][0] in "aeiou":
+        template = template.replace("a {}", "an {}")
+    return template.format(*values)
 
 
 def people(w: Writer, world: World) -> None:
+    """A biography in sentences, or, more often, an entry as in a dictionary, which tells more in fewer words."""
     person: Person = w.choose_weighted(world.people, world.people_weights)
+    if w.flip(0.7):
+        order = w.sample(list(ATTRIBUTES), len(ATTRIBUTES))
+        entry = [biography_sentence(ENTRY[attribute], attribute, person.facts[attribute]) for attribute in order]
+        w.say(f"{person.name}: {', '.join(entry)}.")
+        return
     attributes = w.sample(list(ATTRIBUTES), w.choose((3, 4, 5, 6)))
     for i, attribute in enumerate(attributes):
         template = w.choose(BIOGRAPHY[attribute])
         subject = person.name if i == 0 or not template.startswith("{}") else person.pronoun.capitalize()
-        w.say((" " if i else "") + biography_sentence(template, subject, attribute, person.facts[attribute]))
+        w.say((" " if i else "") + biography_sentence(template, attribute, subject, person.facts[attribute]))
 
 
 # ---- taxonomy: kinds of animal that inherit their traits ------------------------------------------------------------
@@ -198,26 +209,26 @@ def sums(w: Writer, world: World, steps: int | None = None) -> tuple[str, str]:
     goods = w.choose(words.GOODS)
     working = []
     if w.flip(0.3):
-        boxes, each = w.choose(range(2, 10)), w.choose(range(2, 10))
+        boxes, each = w.choose(range(2, 7)), w.choose(range(2, 7))
         have = boxes * each
         w.say(f"{who} had {boxes} {w.choose(words.CONTAINERS)} with {each} {goods} in each.")
         working.append(f"{boxes} x {each} = {have}.")
         steps -= 1
     else:
-        have = w.choose(range(5, 60))
+        have = w.choose(range(5, 30))
         w.say(f"{who} had {have} {goods}.")
     if w.flip(0.25):  # somebody else's goods, which don't count
-        w.say(f" {other} had {w.choose(range(5, 60))} {w.choose(words.GOODS)}.")
+        w.say(f" {other} had {w.choose(range(5, 30))} {w.choose(words.GOODS)}.")
     for _ in range(steps):
-        if have < 90 and (have < 3 or w.flip(0.5)):
-            n = w.choose(range(2, min(40, 100 - have)))
+        if have < 45 and (have < 3 or w.flip(0.5)):
+            n = w.choose(range(2, 20))
             w.say(
                 " " + w.choose((f"{other} gave {who} {n} more.", f"{who} bought {n} more.", f"{who} found {n} more."))
             )
             working.append(f"{have} + {n} = {have + n}.")
             have += n
         else:
-            n = w.choose(range(1, min(40, have)))
+            n = w.choose(range(1, min(20, have)))
             w.say(" " + w.choose((f"{who} gave {n} to {other}.", f"{who} sold {n}.", f"{who} lost {n}.")))
             working.append(f"{have} - {n} = {have - n}.")
             have -= n

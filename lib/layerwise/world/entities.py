@@ -12,8 +12,8 @@ from itertools import accumulate
 
 from . import lexicon as words
 
-PEOPLE = 6000
-SPECIES = 1920
+PEOPLE = 5000
+SPECIES = 1200
 GENERA_PER_CLASS = 6
 
 TOWNS = [a + b for a in words.TOWN_STEMS for b in words.TOWN_ENDS]
@@ -62,7 +62,7 @@ class Thing:
 
 
 def popularity(n: int, exponent: float = 0.6) -> list[float]:
-    """Weights `[n]`, summing to 1, that fall off by a power law: the well-known are told of more often than the obscure.
+    """Weights `[n]`, summing to 1, that fall off by a power law: the well-known are told of more often.
 
     This grades the difficulty of what has to be memorised.
     """

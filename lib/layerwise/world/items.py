@@ -1,4 +1,4 @@
-"""Items of the six tasks, drawn from the facts of the world; `python -m layerwise.world.items` writes `tasks/*.jsonl`.
+"""Items of the six tasks, drawn from the facts of the world; `write()` makes the shipped `tasks/*.jsonl` again.
 
 | task | mirrors | asks for | chance |
 |---|---|---|---|
@@ -32,9 +32,13 @@ from .stories import stories
 
 TASK_PATH = Path(__file__).parent / "tasks"
 CHANCE = {
-    "world_coreference": 1 / 2, "world_taxonomy": 1 / 4, "world_scripts": 1 / 4, "world_uses": 1 / 2, "world_people": 1 / 4,
-    "world_sums": 0.0,
-}  # fmt: skip
+    "world_coreference": 1 / 2,
+    "world_taxonomy": 1 / 4,
+    "world_scripts": 1 / 4,
+    "world_uses": 1 / 2,
+    "world_people": 1 / 4,
+    "world_sums": 0.0,  # an answer is written, not chosen
+}
 TASKS = tuple(CHANCE)
 ITEMS = 1500
 
@@ -48,7 +52,7 @@ def _item(rng: random.Random, context: str, right: str, wrong: list[str]) -> dic
 
 def coreference(rng: random.Random, world: World) -> dict | None:
     w = Writer(rng)
-    scene = stories(w, world, events=rng.randint(5, 12), questions=False)
+    scene = stories(w, world, events=rng.randint(3, 9), questions=False)
     thing = rng.choice(list(scene.at))
     holder, place = scene.holder(thing), scene.whereabouts(thing)
     others = [p for p in scene.held_by[thing] if p != holder]
@@ -112,7 +116,7 @@ def people(rng: random.Random, world: World) -> dict:
     wrong = rng.sample([v for v in ATTRIBUTES[attribute] if v != right], 3)
     # the templates that end in the value, so that choices are told in its place
     template = rng.choice([t for t in BIOGRAPHY[attribute] if t.endswith("{}.")] or BIOGRAPHY[attribute])
-    sentences = [biography_sentence(template, person.name, attribute, v) for v in [right, *wrong]]
+    sentences = [biography_sentence(template, attribute, person.name, v) for v in [right, *wrong]]
     split = _common_words(sentences)
     return _item(rng, sentences[0][:split].rstrip(), sentences[0][split:], [s[split:] for s in sentences[1:]])
 
@@ -150,7 +154,3 @@ def write(folder: Path = TASK_PATH) -> None:
     for task in TASKS:
         lines = (json.dumps(item) for item in items(task))
         (folder / f"{task}.jsonl").write_text("\n".join(lines) + "\n")
-
-
-if __name__ == "__main__":
-    write()

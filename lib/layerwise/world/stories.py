@@ -55,7 +55,7 @@ def who_sentence(scene: Scene, thing: str) -> str:
 
 def stories(w: Writer, world: World, events: int | None = None, questions: bool = True) -> Scene:
     """Write a story of `events` events, followed by statements about its end unless `questions` is False."""
-    events = events or w.choose(range(4, 13))
+    events = events or w.choose(range(2, 10))
     places = w.sample(words.PLACES, w.choose((2, 3, 4)))
     names = w.sample(FIRST_NAMES, w.choose((2, 3)))
     things = w.sample(words.BELONGINGS, w.choose((1, 2, 3)))
@@ -80,7 +80,7 @@ def stories(w: Writer, world: World, events: int | None = None, questions: bool 
             scene.at[thing] = verb.removeprefix("give ")
             w.say(f" {person} gave the {thing} to {scene.at[thing]}.")
         scene.note()
-        if questions and w.flip(0.15):
+        if questions and w.flip(0.3):
             w.say(" " + where_sentence(scene, w.choose(things)))
     if questions:
         for thing in w.sample(things, len(things)):
