@@ -1,9 +1,8 @@
 import json
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -144,35 +143,31 @@ def test_a_half_written_file_is_computed_again(tmp_path):
     assert results.sweep(points(1), square, store=tmp_path).y.to_list() == [0]
 
 
-SLOW = """
-import sys, time
-from layerwise import results
-def run(point):
-    with open(sys.argv[2], "a") as log:
-        log.write(f"{point['x']}\\n")
-    time.sleep(float(sys.argv[3]))
-    return {"y": point["x"]}
-print(results.sweep([{"x": x} for x in range(6)], run, store=sys.argv[1]).y.to_list())
-"""
-
-
 def test_a_kill_loses_no_finished_point(tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW)
     store, log = tmp_path / "rows", tmp_path / "log"
-    command = [sys.executable, str(tmp_path / "slow.py"), str(store), str(log)]
-    environment = os.environ | {"PYTHONPATH": str(Path(results.__file__).parents[1])}
-    process = subprocess.Popen([*command, "0.2"], env=environment, stderr=subprocess.DEVNULL)
+    pause = 0.2
+
+    def run(point):
+        with open(log, "a") as file:
+            file.write(f"{point['x']}\n")
+        time.sleep(pause)
+        return {"y": point["x"]}
+
+    # A forked process has everything imported already.
+    process = multiprocessing.get_context("fork").Process(target=results.sweep, args=(points(6), run, None, store))
+    process.start()
     deadline = time.monotonic() + 60
-    while len(list(store.glob("*.json")) if store.exists() else []) < 2 and time.monotonic() < deadline:
+    while len(list(store.glob("*.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     finished = len(list(store.glob("*.json")))
     assert 2 <= finished < 6
 
     log.unlink()
-    done = subprocess.run([*command, "0"], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[0, 1, 2, 3, 4, 5]"
+    pause = 0
+    assert results.sweep(points(6), run, store=store).y.to_list() == [0, 1, 2, 3, 4, 5]
     assert [int(x) for x in log.read_text().split()] == list(range(finished, 6))
 
 
