@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from layerwise.world import recipes, rows, train
+from layerwise.world.tokens import FOLDER as TOKENIZER
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 LENGTH = 32
@@ -161,11 +162,23 @@ def test_divergence_is_an_error(tmp_path):
         run.train_step()
 
 
+def assert_tokenizer_is_the_world_s(folder):
+    """Byte by byte: transformers 5 would write another class name, with which transformers 4 can't read it."""
+    for shipped in TOKENIZER.glob("*.json"):
+        assert (folder / shipped.name).read_bytes() == shipped.read_bytes(), f"copy {shipped} to {folder}"
+
+
+@pytest.mark.parametrize("folder", sorted(train.WEIGHTS.glob("*/")), ids=lambda folder: folder.name)
+def test_shipped_models_have_the_world_s_tokenizer(folder):
+    assert_tokenizer_is_the_world_s(folder)
+
+
 def test_export_is_a_plain_hugging_face_folder(whole, tmp_path):
     whole.export(tmp_path / "tiny")
     whole.export(tmp_path / "tiny", command="again")  # replaces
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny", dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tiny")
+    assert_tokenizer_is_the_world_s(tmp_path / "tiny")
     assert model.dtype == torch.bfloat16 and model.config.model_type == "llama"
     for name, weight in model.named_parameters():
         assert torch.equal(weight, whole.masters[name].to(torch.bfloat16)), name

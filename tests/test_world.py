@@ -13,6 +13,9 @@ from layerwise import world
 from layerwise.world import data, documents, items
 from layerwise.world.entities import TRAITS, World
 from layerwise.world.stories import stories
+from layerwise.world.tokens import FOLDER as TOKENIZER
+from layerwise.world.tokens import save as save_tokenizer
+from layerwise.world.tokens import train as train_tokenizer
 
 
 def texts(kind, n, split="train"):
@@ -176,3 +179,10 @@ def test_tokenizer_splits_digits_begins_with_the_end_token_and_round_trips():
     assert ids[0] == tokenizer.eos_token_id == 0 and len(tokenizer) == 2048
     assert tokenizer.decode(ids[1:]) == text
     assert {"4", "7"} <= {t.strip("Ġ") for t in tokenizer.convert_ids_to_tokens(ids)}
+
+
+def test_the_shipped_tokenizer_is_the_one_that_today_s_text_gives(tmp_path):
+    save_tokenizer(train_tokenizer(), tmp_path)
+    for shipped in TOKENIZER.glob("*.json"):
+        assert (tmp_path / shipped.name).read_bytes() == shipped.read_bytes(), shipped.name
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"

@@ -1,8 +1,9 @@
 """The world's tokenizer: byte-level BPE with 2,048 tokens, digits one by one, trained on the world's own text.
 
-`train().save_pretrained(FOLDER)` makes the shipped files again.
+`save(train(), FOLDER)` makes the shipped files again, byte by byte.
 """
 
+import json
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -38,3 +39,14 @@ def train(documents: int = 60_000) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=END, eos_token=END, pad_token=END, padding_side="left", model_max_length=256
     )
+
+
+def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json` so that transformers 4 reads them, too.
+
+    Transformers 5 itself writes `TokenizersBackend`, its own new name of the class, which transformers 4 doesn't know.
+    """
+    tokenizer.save_pretrained(folder)
+    path = Path(folder) / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")

@@ -28,7 +28,7 @@ from ..results import provenance
 from .checkpoint import load_checkpoint, save_checkpoint, write
 from .data import rows
 from .recipes import RECIPES, Recipe, build, learning_rate, recipe
-from .tokens import tokenizer
+from .tokens import FOLDER as TOKENIZER
 
 WEIGHTS = Path(__file__).parent / "weights"
 IGNORED = -100  # cross_entropy leaves targets of this value out
@@ -112,8 +112,8 @@ class Run:
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         self.model.save_pretrained(part)
-        tokenizer().save_pretrained(part)
-        shutil.copy(self.folder / "loss.csv", part)
+        for file in [self.folder / "loss.csv", *TOKENIZER.glob("*.json")]:
+            shutil.copy(file, part)
         last = self.log[-1]
         facts = {
             "recipe": asdict(self.recipe),
