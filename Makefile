@@ -44,5 +44,5 @@ lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check lib tests benchmarks
 
-clean: ## remove everything built, keep the environment
+clean: ## remove everything built; keep the environment, and training/ with its checkpoints
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis

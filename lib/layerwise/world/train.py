@@ -252,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", help=f"one of {', '.join(RECIPES)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokens", type=float, help="instead of the recipe's; may change until the decay begins")
-    parser.add_argument("--out", type=Path, help="where the run is kept (_build/training/NAME-sSEED)")
+    parser.add_argument("--out", type=Path, help="where the run is kept (training/NAME-sSEED)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="as torch names it")
     parser.add_argument("--eager", action="store_true", help="do without torch.compile and so without a C++ compiler")
@@ -267,7 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = {"stop": lambda: bool(stopped), "compiled": not args.eager, "device": args.device}
     try:
         chosen = recipe(args.name)
-        out = args.out or Path("_build/training") / f"{args.name}-s{args.seed}{'-check' if args.check else ''}"
+        out = args.out or Path("training") / f"{args.name}-s{args.seed}{'-check' if args.check else ''}"
         if args.check:
             table = check(chosen, WEIGHTS / args.name, out, args.check, **options)
             print(table.to_string(index=False))
