@@ -4,7 +4,7 @@ import layerwise as lw
 import pytest
 import torch
 from families import FAMILIES, config, tiny
-from layerwise.architectures import ARCHITECTURES, UnsupportedArchitecture, architecture, blocks, linears
+from layerwise.architectures import ARCHITECTURES, UnsupportedArchitecture, architecture, blocks, linears, written
 from transformers import AutoModelForCausalLM
 
 
@@ -44,7 +44,7 @@ def test_residual_stream_is_all_that_blocks_read_and_write(family):
         for parameter in block.get_submodule(path).parameters():
             parameter.data.zero_()
     seen = []
-    handle = block.register_forward_hook(lambda _, args, y: seen.append((args[0], y)))
+    handle = block.register_forward_hook(lambda _, args, y: seen.append((args[0], written(y))))
     with torch.no_grad():
         model(torch.arange(8)[None])
     handle.remove()

@@ -16,12 +16,18 @@ def model():
 TOKENS = random_tokens()
 
 
+def like(output, hidden):
+    """`hidden` the way that the block gives it, see `architectures.written`."""
+    return (hidden,) if isinstance(output, tuple) else hidden
+
+
 def naively(model, i, kind, tokens):
     """The literal way: copy the model, damage one block, run all of it."""
     damaged = copy.deepcopy(model)
     blocks = architectures.blocks(damaged)
     if kind == "removed":
-        blocks[i].forward = lambda hidden, *args, **kwargs: hidden
+        whole = blocks[i].forward
+        blocks[i].forward = lambda hidden, *args, **kwargs: like(whole(hidden, *args, **kwargs), hidden)
     else:
         for linear in architectures.linears(blocks[i]).values():
             linear.weight.data = damage.rounded(linear.weight.data, int(kind[0]))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from families import FAMILIES, random_tokens, tiny
 from layerwise import scores
-from layerwise.architectures import blocks, linears
+from layerwise.architectures import blocks, linears, written
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -16,7 +16,7 @@ def streams(model, tokens, mask=None):
     """Hidden states x_i and y_i of one batch, recorded by independent means: [(x, y)] in float64."""
     seen = []
     handles = [
-        block.register_forward_hook(lambda _, args, y: seen.append((args[0].double(), y.double())))
+        block.register_forward_hook(lambda _, args, y: seen.append((args[0].double(), written(y).double())))
         for block in blocks(model)
     ]
     with torch.no_grad():

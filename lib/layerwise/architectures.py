@@ -126,6 +126,11 @@ def blocks(model) -> nn.ModuleList:
     return model.get_submodule(architecture(model).blocks)
 
 
+def written(output) -> torch.Tensor:
+    """Hidden states `[n, length, D]` in what a block returns: in transformers 4, some families put them in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 def linears(block: nn.Module) -> dict[str, nn.Linear]:
     """All linear layers of a block by their path in it, in the order of the modules."""
     return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}

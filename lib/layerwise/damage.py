@@ -50,10 +50,10 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
         tqdm(total=len(parts) * len(blocks) * len(makers), desc="damage", leave=False, disable=None) as bar,
     ):
         for start, part in zip(range(0, len(tokens), batch), parts, strict=True):
-            dense, entering = _dense(model, blocks, part)
+            dense, entering, give = _dense(model, blocks, part)
             for i, block in enumerate(blocks):
                 for label, make in makers.items():
-                    damaged = _from_block(model, blocks, i, make(copy.deepcopy(block)), entering[i], part)
+                    damaged = _from_block(model, blocks, i, make(copy.deepcopy(block)), entering[i], give, part)
                     loss, kl = evaluation.differences(damaged, dense, part)
                     windows = range(start, start + len(part))
                     found += zip([i] * len(part), [label] * len(part), windows, kl.tolist(), loss.tolist(), strict=True)
@@ -127,27 +127,30 @@ def _round_linears(block, bits):
 
 
 def _dense(model, blocks, tokens):
-    """Logits of the model as it is, and the hidden states `[n, length, D]` entering each of its blocks."""
-    entering = []
+    """Logits of the model as it is, the states `[n, length, D]` entering each block, and how blocks give theirs."""
+    entering, tuples = [], []
 
     def recording(forward):
         def run(hidden, *args, **kwargs):
             entering.append(hidden)
-            return forward(hidden, *args, **kwargs)
+            output = forward(hidden, *args, **kwargs)
+            tuples.append(isinstance(output, tuple))
+            return output
 
         return run
 
     with _forwards(blocks, [recording(block.forward) for block in blocks]):
-        return evaluation.logits(model, tokens), entering
+        logits = evaluation.logits(model, tokens)
+    return logits, entering, (lambda state: (state,)) if any(tuples) else (lambda state: state)
 
 
-def _from_block(model, blocks, i, stand_in, hidden, tokens):
+def _from_block(model, blocks, i, stand_in, hidden, give, tokens):
     """Logits with `stand_in` for block i, which `hidden` enters; blocks before it are passed by.
 
     The model's own forward does the rest, so masks, positions, final norm and head are as in any family.
     """
-    passing = [lambda ignored, *args, **kwargs: ignored] * i
-    damaged = [lambda ignored, *args, **kwargs: stand_in(hidden, *args, **kwargs)]
+    passing = [lambda ignored, *args, **kwargs: give(ignored)] * i
+    damaged = [lambda ignored, *args, **kwargs: give(architectures.written(stand_in(hidden, *args, **kwargs)))]
     with _forwards(blocks[: i + 1], passing + damaged):
         return evaluation.logits(model, tokens)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise.architectures import blocks, linears
+from layerwise.architectures import blocks, linears, written
 from layerwise.corpora import check_tokens
 
 GROUPS = 8  # into which `measure` splits the windows for a score that it can't look into
@@ -165,7 +165,7 @@ def _watch(model) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
 
     def hook(block, args, kwargs, output):
         x = args[0] if args else kwargs["hidden_states"]
-        y = output[0] if isinstance(output, tuple) else output  # older transformers give a tuple
+        y = written(output)
         xs = last[1] if x is last[0] else _dot(x, x)
         ys = _dot(y, y)
         products.append((_dot(x, y), xs, ys))
