@@ -3,9 +3,12 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -205,6 +208,35 @@ def test_an_unknown_recipe_lists_the_names(capsys):
     with pytest.raises(SystemExit):
         train.main(["7L"])
     assert "24L-wide" in capsys.readouterr().err
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """`main` in a folder of its own, for the tiny recipe; it leaves this process's signal handlers alone."""
+    monkeypatch.setitem(recipes.RECIPES, "tiny", TINY)
+    monkeypatch.setattr(train.signal, "signal", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    return lambda *options: train.main(["tiny", *options])
+
+
+def test_the_command_trains_and_goes_on_where_it_was(command, capsys):
+    tiny(Path("training/tiny-s0"), steps=20)
+    assert command("--eager") == 0
+    folder, loss = re.search(r"Trained: (\S+), test loss ([\d.]+)", capsys.readouterr().out).groups()
+    facts = json.loads((Path(folder) / "training.json").read_text())
+    assert facts["tokens"] == TINY.tokens and facts["test_loss"] == pytest.approx(float(loss), abs=1e-4)
+    assert facts["command"] == f"python -m layerwise.world.train tiny --tokens {TINY.tokens} --seed 0"
+
+
+def test_without_a_compiler_the_command_says_what_to_do(command, capsys, monkeypatch):
+    def backend(*_):
+        raise RuntimeError("No working C++ compiler found")  # as inductor does, which takes long to import
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    with pytest.raises(SystemExit) as end:
+        command()
+    assert end.value.code == 2
+    assert re.search(r"compiler.*\n.*g\+\+; --eager does without\n$", capsys.readouterr().err)
 
 
 def test_the_family_differs_in_depth_only():

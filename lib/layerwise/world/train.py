@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
@@ -248,16 +249,19 @@ def check(recipe: Recipe, shipped: Path, folder: Path, steps: int = 200, **optio
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m layerwise.world.train", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m layerwise.world.train",
+        description="Train a model of the embedded family. Given again, the command goes on where it was.",
+    )
     parser.add_argument("name", help=f"one of {', '.join(RECIPES)}")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokens", type=float, help="instead of the recipe's; may change until the decay begins")
-    parser.add_argument("--out", type=Path, help="where the run is kept (training/NAME-sSEED)")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", help="as torch names it")
-    parser.add_argument("--eager", action="store_true", help="do without torch.compile and so without a C++ compiler")
-    parser.add_argument("--install", action="store_true", help="at the end put the model into the package")
-    parser.add_argument("--check", type=int, metavar="STEPS", help="repeat the shipped model's first steps, compare")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the text (default: 0)")
+    parser.add_argument("--tokens", type=float, help="such as 4e7 (default: the recipe's); may change until the decay")
+    parser.add_argument("--out", type=Path, help="folder of the run (default: training/NAME-sSEED)")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1, the fastest for a model)")
+    parser.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile: slower, but needs no C++ compiler")
+    parser.add_argument("--install", action="store_true", help="put the model into the package, not into OUT/model")
+    parser.add_argument("--check", type=int, metavar="STEPS", help="only compare the shipped model's first steps")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
@@ -275,6 +279,9 @@ def main(arguments: list[str] | None = None) -> int:
         if args.tokens:
             chosen = replace(chosen, tokens=int(args.tokens))
         run = train(chosen, out, args.seed, **options)
+    except BackendCompilerFailed as fault:
+        reason = str(fault.inner_exception).partition("\n")[0]
+        parser.exit(2, f"torch.compile failed: {reason}\nIt needs a C++ compiler, such as g++; --eager does without\n")
     except (ValueError, FloatingPointError) as fault:
         parser.exit(2, f"{fault}\n")
     if run.step < chosen.steps:
