@@ -4,7 +4,11 @@ import ast
 import importlib.metadata
 import json
 import re
+import shlex
+import shutil
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,6 +142,23 @@ def tiny_llama():
     return LlamaForCausalLM(
         LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2)
     )
+
+
+def test_the_command_for_lm_eval_that_the_readme_shows_works(tmp_path):
+    from layerwise.world.tokens import FOLDER, VOCABULARY
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **sizes)).save_pretrained(tmp_path)
+    for file in FOLDER.glob("*.json"):
+        shutil.copy(file, tmp_path)
+    (line,) = re.findall(r"^\S*lm_eval .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    program, *options = shlex.split(line)
+    options = [re.sub(r"^pretrained=\S+", f"pretrained={tmp_path}", option) for option in options]
+    program = Path(sys.executable).with_name(Path(program).name)
+    done = subprocess.run([program, *options, "--limit", "4"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "|world_taxonomy|" in done.stdout and "|acc_norm|" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
