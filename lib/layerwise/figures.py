@@ -24,39 +24,19 @@ GREY = "#6b6b6b"
 
 def style() -> None:
     """Set matplotlib's defaults for this process: type that a phone can show, few lines, an opaque light card."""
-    plt.rcParams.update(
-        {
-            "figure.facecolor": "white",
-            "savefig.facecolor": "white",
-            "figure.constrained_layout.use": True,
-            "font.size": 10.5,
-            "axes.titlesize": 10.5,
-            "axes.titlelocation": "left",
-            "axes.titleweight": "bold",
-            "axes.labelsize": 10.5,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.edgecolor": GREY,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": "#e4e4e4",
-            "grid.linewidth": 0.8,
-            "xtick.color": GREY,
-            "ytick.color": GREY,
-            "xtick.labelcolor": "black",
-            "ytick.labelcolor": "black",
-            "xtick.labelsize": 10,
-            "ytick.labelsize": 10,
-            "legend.frameon": False,
-            "legend.fontsize": 10,
-            "legend.handletextpad": 0.4,
-            "legend.columnspacing": 1.2,
-            "lines.linewidth": 1.6,
-            "lines.markersize": 4.5,
-            "errorbar.capsize": 0,
-            "svg.hashsalt": "layerwise",  # the same figure is the same file
-        }
-    )
+    plt.rc("figure", facecolor="white")
+    plt.rc("figure.constrained_layout", use=True)
+    plt.rc("savefig", facecolor="white")
+    plt.rc("font", size=10.5)
+    plt.rc("axes", titlesize=10.5, titlelocation="left", titleweight="bold", labelsize=10.5)
+    plt.rc("axes", edgecolor=GREY, grid=True, axisbelow=True)
+    plt.rc("axes.spines", top=False, right=False)
+    plt.rc("grid", color="#e4e4e4", linewidth=0.8)
+    plt.rc(("xtick", "ytick"), color=GREY, labelcolor="black", labelsize=10)
+    plt.rc("legend", frameon=False, fontsize=10, handletextpad=0.4, columnspacing=1.2)
+    plt.rc("lines", linewidth=1.6, markersize=4.5)
+    plt.rc("errorbar", capsize=0)
+    plt.rc("svg", hashsalt="layerwise")  # the same figure is the same file
 
 
 def by_layer(rows: pd.DataFrame) -> list[Axes]:
