@@ -161,6 +161,23 @@ def test_the_command_for_lm_eval_that_the_readme_shows_works(tmp_path):
     assert "|world_taxonomy|" in done.stdout and "|acc_norm|" in done.stdout, done.stdout
 
 
+def test_modules_import_only_from_modules_above_them():
+    order = re.findall(r"^\| `(\w+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    package = ROOT / "lib" / "layerwise"
+    assert sorted(order) == sorted({path.stem for path in package.iterdir() if path.stem[0] not in "._"})
+    found = set()
+    for path in package.rglob("*.py"):
+        inside = path.relative_to(package).with_suffix("").parts
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                above = ["layerwise", *inside[: len(inside) - node.level]] if node.level else []
+                full = [*above, *(node.module.split(".") if node.module else [])]
+                names = full[1:2] or [alias.name for alias in node.names]
+                found |= {(inside, name) for name in names if full[0] == "layerwise" and name in order}
+    wrong = {(*user, "imports", used) for user, used in found if order.index(used) > order.index(user[0])}
+    assert wrong == {("world", "train", "imports", "results")} and len(found) > 20
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_files_that_a_front_page_links_to_exist(page):
     targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text())
