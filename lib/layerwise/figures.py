@@ -59,7 +59,7 @@ def by_layer(rows: pd.DataFrame) -> list[Axes]:
             first = lines["value"].iloc[0]
             if limits and not limits[0] <= first <= limits[1]:
                 inside[0] = False
-                outside.append(f"{first:.2f} ({model})")
+                outside.append((first, f"{first:.2f} ({model})"))
                 up = bool(first > limits[1])
                 ax.plot(0, limits[up], marker="^" if up else "v", color=GREY, markersize=7, clip_on=False, zorder=3)
             _line(ax, depth[inside], lines[inside], looks[model], model)
@@ -67,8 +67,11 @@ def by_layer(rows: pd.DataFrame) -> list[Axes]:
             ax.set_ylim(limits)
         ax.set_title(f"{score}\n" if outside else score)
         if outside:
+            named = ", ".join(text for _, text in outside)
+            # Many lines have no room for a number each: then the range has to do.
+            named = named if len(outside) <= 3 else f"{min(outside)[0]:.2f} to {max(outside)[0]:.2f}"
             where = {"xycoords": "axes fraction", "xytext": (0, 5), "textcoords": "offset points"}
-            ax.annotate(f"block 0: {', '.join(outside)}", (0, 1), **where, fontsize=9, color=GREY)
+            ax.annotate(f"block 0: {named}", (0, 1), **where, fontsize=9, color=GREY)
         ax.set_ylabel("importance")
     axes[-1].set_xticks([0, 0.25, 0.5, 0.75, 1], ["first", "", "middle", "", "last"])
     axes[-1].set_xlabel("block, by relative depth")
