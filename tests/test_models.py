@@ -45,6 +45,12 @@ def test_dtype_of_the_checkpoint_is_kept_for_counting_bytes(tmp_path):
     assert (as_stored.dtype, wide.dtype) == (torch.bfloat16, torch.float32)
     assert lw.shape(as_stored) == lw.shape(wide)
     assert torch.equal(wide.lm_head.weight, as_stored.lm_head.weight.float())
+    sizes = []
+    for dtype in (wide.dtype, wide.stored_dtype):  # a model is saved as it is in memory
+        again = lw.save(wide.to(dtype), tmp_path / "again")
+        sizes.append((again / "model.safetensors").stat().st_size)
+    assert sizes[0] > 1.8 * sizes[1]
+    assert torch.equal(lw.load(again, device="cpu")[0].lm_head.weight, as_stored.lm_head.weight)
 
 
 def test_embedded_models_load_in_float32_with_the_tokenizer(tmp_path, monkeypatch):

@@ -77,6 +77,9 @@ def load(name, device="auto", dtype="auto", revision=None):
 def save(model, path, tokenizer=None) -> Path:
     """Save a model, and its tokenizer if given, as safetensors in the folder `path`; returns the folder.
 
+    Weights are saved in the dtype that they have in memory. An embedded model was loaded into float32, which doubles
+    its bytes: `save(model.to(model.stored_dtype), path)` gives its own size, and the same values if none was changed.
+
     It is written beside `path` and put in place when it is complete, so that a crash leaves no half of a model. A model
     that is there is replaced; a folder that holds something else is an error.
     """
