@@ -2,7 +2,6 @@
 
 import weakref
 
-import layerwise as lw
 import numpy as np
 import pytest
 import torch
@@ -121,6 +120,38 @@ def test_standard_error_covers_as_often_as_it_says():
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.1)
 
 
+def mean_cosine(model, tokens, mask=None):
+    """What LIM would be if every window counted the same, as a score of a user's own."""
+    return -scores.statistics(model, tokens, mask).cosine.mean(axis=1)
+
+
+def test_intervals_reach_as_far_as_the_windows_warrant():
+    model, tokens = tiny(), random_tokens(16)
+    for score, n, quantile in (
+        (scores.lim, 16, 2.131),  # Student's t with 15 degrees of freedom, from a printed table
+        (scores.lim, 3, 4.303),
+        (mean_cosine, 16, 2.365),  # from 8 groups
+        (mean_cosine, 2, 12.706),
+    ):
+        found = scores.measure(score, model, tokens[:n])
+        np.testing.assert_allclose(found.high - found.value, quantile * found.standard_error, rtol=1e-3)
+        np.testing.assert_allclose(found.value - found.low, quantile * found.standard_error, rtol=1e-3)
+    for score in (scores.lim, mean_cosine):
+        assert np.isnan(scores.measure(score, model, tokens[:1]).high).all()
+    census = scores.measure(scores.zd, model, tokens)
+    assert (census.low == census.value).all() and (census.high == census.value).all()
+
+
+def test_intervals_of_a_mean_cover_the_truth_as_often_as_they_say():
+    draw = np.random.default_rng(1)
+    covered = []
+    for _ in range(1500):
+        cosine = draw.normal(0.5, 0.1, size=(1, 4))
+        found = scores.Statistics(np.full(4, 8), cosine, cosine, cosine, cosine).lim
+        covered.append(found.low[0] < -0.5 < found.high[0])
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)  # 1.96 standard errors would cover 0.86
+
+
 def test_some_of_the_windows_without_a_second_pass():
     model, tokens = tiny(), random_tokens(6)
     whole = scores.statistics(model, tokens)
@@ -161,14 +192,23 @@ def test_zd_pools_matrices_and_keeps_small_deviations_from_a_large_mean():
 
 def test_own_score_gets_a_standard_error():
     model, tokens = tiny(), random_tokens(16)
-
-    def mean_cosine(model, tokens):
-        return -lw.scores.statistics(model, tokens).cosine.mean(axis=1)
-
     value, error = scores.measure(mean_cosine, model, tokens)
     reference = scores.measure(scores.lim, model, tokens)
     np.testing.assert_allclose(value, reference.value, atol=1e-6)
     assert (error > reference.standard_error / 3).all() and (error < reference.standard_error * 3).all()
+
+
+def test_own_score_gets_the_mask_of_its_tokens():
+    model, tokens = tiny(), random_tokens(16, 10)
+    mask = torch.ones_like(tokens)
+    mask[5:, 7:] = 0
+    found = scores.measure(mean_cosine, model, tokens, mask=mask)
+    np.testing.assert_allclose(found.value, mean_cosine(model, tokens, mask))
+    groups = [mean_cosine(model, tokens[i : i + 2], mask[i : i + 2]) for i in range(0, 16, 2)]
+    np.testing.assert_allclose(found.standard_error, np.std(groups, axis=0, ddof=1) / 8**0.5)
+    np.testing.assert_array_equal(scores.measure(scores.zd, model, tokens, mask=mask).value, scores.zd(model))
+    with pytest.raises(ValueError, match=r"mask must have the shape of the tokens, \[16, 10\]"):
+        scores.measure(mean_cosine, model, tokens, mask=mask[:8])
 
 
 def test_model_is_left_as_it_was_even_after_an_error():

@@ -10,24 +10,41 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from layerwise import stats
 from layerwise.architectures import blocks, linears, written
 from layerwise.corpora import check_tokens
 
 GROUPS = 8  # into which `measure` splits the windows for a score that it can't look into
 
 
-class Measured(NamedTuple):
-    """A score of every block and its standard error, float64 `[L]` each."""
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A score of every block with its standard error, float64 `[L]` each: `value, standard_error = measure(...)`.
+
+    `low` and `high` are the 95 % interval of every block on its own, by Student's t with the `degrees` of freedom that
+    the error has: few windows give a wide interval, and a single one gives none (NaN).
+    """
 
     value: np.ndarray
     standard_error: np.ndarray
+    degrees: float
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter((self.value, self.standard_error))
+
+    @property
+    def low(self) -> np.ndarray:
+        return self.value - stats.half_width(self.standard_error, self.degrees)
+
+    @property
+    def high(self) -> np.ndarray:
+        return self.value + stats.half_width(self.standard_error, self.degrees)
 
 
 @dataclass(frozen=True)
@@ -56,15 +73,16 @@ class Statistics:
     def lim(self) -> Measured:
         """Layer input modification: minus the mean cosine over all tokens."""
         value, error = self._mean(self.cosine)
-        return Measured(-value, error)
+        return Measured(-value, error, len(self.tokens) - 1)
 
     def rms(self, which: str) -> Measured:
         """Root mean square of a coordinate of the residual stream `[L]`: `which` is "read", "written" or "change"."""
         value, error = self._mean(getattr(self, which))
         root = np.sqrt(value)
-        return Measured(root, np.divide(error, 2 * root, out=np.zeros_like(error), where=root > 0))
+        error = np.divide(error, 2 * root, out=np.zeros_like(error), where=root > 0)
+        return Measured(root, error, len(self.tokens) - 1)
 
-    def _mean(self, of_windows: np.ndarray) -> Measured:
+    def _mean(self, of_windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean over tokens and its standard error over windows, that of a ratio estimate: `[L, n] -> [L], [L]`.
 
         Windows weigh by their tokens. With equally long windows this is the usual standard error of a mean.
@@ -73,9 +91,9 @@ class Statistics:
         weights = self.tokens / self.tokens.sum()
         value = of_windows @ weights
         if n < 2:
-            return Measured(value, np.full_like(value, np.nan))  # one window has no spread
+            return value, np.full_like(value, np.nan)  # one window has no spread
         squares = (((of_windows - value[:, None]) * weights) ** 2).sum(axis=1)
-        return Measured(value, np.sqrt(squares * n / (n - 1)))
+        return value, np.sqrt(squares * n / (n - 1))
 
 
 def lim(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> np.ndarray:
@@ -87,34 +105,43 @@ def lim(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> np
     return statistics(model, tokens, mask, batch).lim.value
 
 
-def zd(model, tokens: Tensor | None = None) -> np.ndarray:
+def zd(model, tokens: Tensor | None = None, mask: Tensor | None = None) -> np.ndarray:
     """Z-score distribution: minus the share of a block's weights with z > 1, float64 `[L]`, higher = more important.
 
     z = (w - mean) / std over the weight matrices of all linear layers of the block, pooled; the standard deviation is
-    that of the population (arXiv 2406.17415). It reads no text: `tokens` is there so that scores are called alike.
+    that of the population (arXiv 2406.17415). It reads no text: `tokens` and `mask` are there so that scores are called
+    alike.
 
     Raises ValueError that names the block and the matrix if a weight is NaN or infinite.
     """
     return np.array([-_share_above_one(block, i) for i, block in enumerate(blocks(model))])
 
 
-def measure(score: Callable, model, tokens: Tensor, **options) -> Measured:
-    """A score and its standard error over windows, float64 `[L]` each; `options` go to the score.
+def measure(score: Callable, model, tokens: Tensor, mask: Tensor | None = None, **options) -> Measured:
+    """A score and its standard error over windows, float64 `[L]` each, with intervals.
+
+    `mask` `[n, length]`, as for `statistics`, goes to the score if there is one, and so do the `options`.
 
     For `lim` both come from one pass. For `zd` the error is 0: it is a census of the weights, not a sample of text.
     Any other score is computed on all tokens, then on up to 8 disjoint groups of windows, from whose spread the error
     is estimated: that costs twice, and suits scores that are means over text. One window gives no error (NaN).
     """
     if score is lim:
-        return statistics(model, tokens, **options).lim
-    value = _checked(score(model, tokens, **options), score, model)
+        return statistics(model, tokens, mask, **options).lim
+    _check_mask(mask, tokens)
+
+    def call(part, kept):
+        return _checked(score(model, part, **options if kept is None else options | {"mask": kept}), score, model)
+
+    value = call(tokens, mask)
     if score is zd:
-        return Measured(value, np.zeros_like(value))
+        return Measured(value, np.zeros_like(value), np.inf)
     if len(tokens) < 2:
-        return Measured(value, np.full_like(value, np.nan))
-    groups = tokens.tensor_split(min(GROUPS, len(tokens)))
-    each = np.stack([_checked(score(model, group, **options), score, model) for group in groups])
-    return Measured(value, each.std(axis=0, ddof=1) / np.sqrt(len(each)))
+        return Measured(value, np.full_like(value, np.nan), 0)
+    n = min(GROUPS, len(tokens))
+    masks = [None] * n if mask is None else mask.tensor_split(n)
+    each = np.stack([call(*group) for group in zip(tokens.tensor_split(n), masks, strict=True)])
+    return Measured(value, stats.standard_error(each.T), n - 1)
 
 
 def statistics(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> Statistics:
@@ -128,15 +155,8 @@ def statistics(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8
     infinite hidden states, naming the first block that has them.
     """
     check_tokens(tokens, model.config.vocab_size)
-    if mask is None:
-        keep = torch.ones(tokens.shape, dtype=torch.bool)
-    elif mask.shape == tokens.shape and mask.any():
-        keep = mask.bool().cpu()
-    else:
-        raise ValueError(
-            f"mask must have the shape of the tokens, {list(tokens.shape)}, and keep at least one; "
-            f"it has the shape {list(mask.shape)} and keeps {int(mask.sum())}"
-        )
+    _check_mask(mask, tokens)
+    keep = torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
     device = next(model.parameters()).device
     starts = range(0, len(tokens), batch)
     found = []
@@ -150,6 +170,14 @@ def statistics(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8
     means = torch.cat(found, dim=2).numpy()  # [4, L, n]
     means[1:] /= model.config.hidden_size
     return Statistics(keep.sum(1).numpy(), *means)
+
+
+def _check_mask(mask: Tensor | None, tokens: Tensor) -> None:
+    if mask is not None and not (mask.shape == tokens.shape and mask.any()):
+        raise ValueError(
+            f"mask must have the shape of the tokens, {list(tokens.shape)}, and keep at least one; "
+            f"it has the shape {list(mask.shape)} and keeps {int(mask.sum())}"
+        )
 
 
 @contextmanager
@@ -207,7 +235,8 @@ def _window_means(products: list[tuple[Tensor, Tensor, Tensor]], keep: Tensor, s
 
 def _share_above_one(block: nn.Module, index: int) -> float:
     """Share of a block's linear weights that lie more than one standard deviation above their mean, all pooled."""
-    weights = {name: linear.weight.detach() for name, linear in linears(block).items()}
+    # On the CPU, since not every device has float64; one block at a time.
+    weights = {name: linear.weight.detach().cpu() for name, linear in linears(block).items()}
     count = sum(w.numel() for w in weights.values())
     total = 0.0
     for name, weight in weights.items():

@@ -27,6 +27,15 @@ def standard_error(values) -> np.ndarray:
     return values.std(axis=-1, ddof=1) / np.sqrt(n)
 
 
+def half_width(error, degrees: float, confidence: float = 0.95):
+    """How far Student's t interval reaches to each side of a value with this standard error, number or array.
+
+    `degrees` are the degrees of freedom of the error, one less than the independent values that it was estimated from;
+    with fewer than one the reach is unknown, NaN. An error that is known exactly has infinitely many.
+    """
+    return distributions.t.ppf((1 + confidence) / 2, degrees) * error
+
+
 def mean(values, confidence: float = 0.95) -> Estimate:
     """Mean of independent values `[n]` with Student's t interval; for differences, pass the paired differences."""
     values = np.asarray(values, np.float64)
@@ -35,7 +44,7 @@ def mean(values, confidence: float = 0.95) -> Estimate:
     value = float(values.mean())
     if values.size < 2:
         return Estimate(value, float("nan"), float("nan"))
-    reach = float(distributions.t.ppf((1 + confidence) / 2, values.size - 1) * standard_error(values))
+    reach = float(half_width(standard_error(values), values.size - 1, confidence))
     return Estimate(value, value - reach, value + reach)
 
 
