@@ -168,26 +168,26 @@ def losses(predicted: Tensor, tokens: Tensor) -> Tensor:
     """Mean next-token loss per window, `[n, length, vocabulary], [n, length] -> float64 [n]` on the CPU."""
     rows = zip(predicted, tokens.to(predicted.device), strict=True)
     per_token = (F.cross_entropy(p[:-1].float(), t[1:], reduction="none") for p, t in rows)
-    return _finite(torch.stack([loss.double().mean() for loss in per_token]))
+    # To the CPU first: not every device has float64.
+    return _finite(torch.stack([loss.cpu().double().mean() for loss in per_token]))
 
 
 def differences(predicted: Tensor, reference: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """(loss of `predicted` minus loss of `reference`, KL(reference || predicted)) per window, each float64 `[n]`.
 
-    Both are logits `[n, length, vocabulary]`; both means are over the predicted positions. One window at a time, so
-    that the float32 copies of a large vocabulary stay small.
+    Both are logits `[n, length, vocabulary]`; both means are over the predicted positions and are on the CPU. One
+    window at a time, so that the float32 copies of a large vocabulary stay small.
     """
     loss, kl = [], []
     for p, q, t in zip(predicted, reference, tokens.to(reference.device), strict=True):
         p, q = (F.log_softmax(x[:-1].float(), dim=-1) for x in (p, q))
-        change = (q - p).gather(1, t[1:, None]).double().mean()
+        change = (q - p).gather(1, t[1:, None]).cpu().double().mean()
         loss.append(change)
-        kl.append((q.exp() * (q - p)).sum(dim=-1).double().mean())
+        kl.append((q.exp() * (q - p)).sum(dim=-1).cpu().double().mean())
     return _finite(torch.stack(loss)), _finite(torch.stack(kl))
 
 
 def _finite(per_window):
-    per_window = per_window.cpu()
     bad = (~per_window.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
