@@ -1,7 +1,8 @@
 """Text by name and split, as windows of tokens `[n, length]`.
 
 `CORPORA` holds one function per name; a corpus of documents is one entry, made with `from_documents`. A local `.txt` or
-`.jsonl` file goes by its path. Windows of one draw never overlap, and the splits of a corpus have no text in common.
+`.jsonl` file goes by its path. Windows of one draw never overlap. The splits of a file
+or of any finite corpus have no text in common; those of the world are new draws over the same facts, see `world.data`.
 """
 
 from __future__ import annotations

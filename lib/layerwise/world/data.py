@@ -1,4 +1,7 @@
-"""Text of the world as rows of tokens, with the entropy of each row.
+"""Text of the world as rows of tokens, with the floor of each row: what no reader can predict of it.
+
+The splits are new draws of text over the same world: the facts are those of every split, and so short documents that
+state nothing but facts (of `taxonomy` and `uses` above all) occur in several. Stories, scripts and sums are new.
 
 Rows are drawn in blocks whose random state depends only on (split, seed, kind, block number), so any row can be had
 without the ones before it, and a training run that resumes sees the same text.
@@ -30,7 +33,7 @@ def world(seed: int = 0) -> World:
 
 
 def documents(split: str, seed: int = 0, kind: str | None = None, block: int = 0) -> Iterator[tuple[str, list]]:
-    """Endless documents as (text, [(character offset, nats), ...])."""
+    """Endless documents as (text, surprisal), the latter as `Writer.surprisal` gives it: [(end, nats), ...]."""
     rng = random.Random(f"{split}-{seed}-{kind}-{block}")
     facts = world()
     total = sum(KIND_WEIGHTS.values())
@@ -39,7 +42,7 @@ def documents(split: str, seed: int = 0, kind: str | None = None, block: int = 0
         writer = Writer(rng)
         chosen = kind or writer.choose_weighted(KINDS, cumulative)
         WRITERS[chosen](writer, facts)
-        yield writer.text(), writer.choices
+        yield writer.text(), writer.surprisal()
 
 
 def rows(
@@ -47,9 +50,11 @@ def rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows `start … start + n - 1` of a split.
 
-    Returns `tokens` uint16 [n, length] and `floor` float64 [n]: the entropy in nats of the `length - 1` tokens of each
-    row that a model predicts. Every row begins with the end-of-text token at the beginning of a document, so that
-    nothing a reader needs lies outside it; the last document of a row is cut.
+    Returns `tokens` uint16 [n, length] and `floor` float64 [n]: the surprisal in nats of what the `length - 1` tokens
+    of each row that a model predicts tell for certain, to a reader who knows the world and the generator. No model's
+    loss, summed over these tokens, has an expectation below that of `floor`. Every row begins with the end-of-text
+    token at the beginning of a document, so that nothing a reader needs lies outside it; the last document of a row
+    is cut, and counts as far as it goes.
 
     kind: one of `KINDS`, or None for the mixture that the embedded models are trained on.
     Raises ValueError for an unknown split or kind.
@@ -76,18 +81,21 @@ def _block(split: str, seed: int, kind: str | None, block: int, length: int) -> 
     tokens = np.empty((BLOCK, length), np.uint16)
     floor = np.zeros(BLOCK)
     row, filled = 0, 0
+    ended = 0.0  # nats of what the last document's end tells: counted when another end-of-text token follows
     while row < BLOCK:
         batch = [next(source) for _ in range(256)]
-        for (_, choices), code in zip(
+        for (text, surprisal), code in zip(
             batch, backend.encode_batch([t for t, _ in batch], add_special_tokens=False), strict=True
         ):
+            floor[row] += ended
             ids = [end, *code.ids][: length - filled]
             tokens[row, filled : filled + len(ids)] = ids
             reached = code.offsets[len(ids) - 2][1] if len(ids) > 1 else 0
-            floor[row] += sum(nats for offset, nats in choices if offset < reached)
+            floor[row] += sum(nats for told, nats in surprisal if told <= reached)
+            ended = sum(nats for told, nats in surprisal if told > len(text))
             filled += len(ids)
             if filled == length:
-                row, filled = row + 1, 0
+                row, filled, ended = row + 1, 0, 0.0
                 if row == BLOCK:
                     break
     return tokens, floor

@@ -1,7 +1,7 @@
 """The facts of the world: who lives in it, which kinds of animal there are, what things are made of.
 
 Everything is drawn once from one seed. The text of `documents` states these facts again and again; the tasks of
-`tasks` ask for them. Some facts are *withheld*: no document states them, they follow from others, and the inference
+`items` ask for them. Some facts are *withheld*: no document states them, they follow from others, and the inference
 tasks ask for exactly those.
 """
 
@@ -89,6 +89,15 @@ class World:
     @cached_property
     def species_weights(self) -> list[float]:
         return list(accumulate(popularity(len(self.species))))
+
+    @cached_property
+    def things_shares(self) -> dict[str, float]:
+        """How often a thing is drawn, by its name, and any thing of a kind, by the last word of its name."""
+        shares: dict[str, float] = {}
+        for thing, share in zip(self.things, popularity(len(self.things)), strict=True):
+            for name in (thing.name, thing.name.split()[1]):
+                shares[name] = shares.get(name, 0.0) + share
+        return shares
 
     @cached_property
     def things_weights(self) -> list[float]:

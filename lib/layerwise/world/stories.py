@@ -1,5 +1,7 @@
 """Stories: people who move about, pick things up, hand them on and put them down; who has what, and where is it?"""
 
+import math
+
 from . import lexicon as words
 from .documents import Writer
 from .entities import FIRST_NAMES, World
@@ -7,6 +9,8 @@ from .entities import FIRST_NAMES, World
 GO = ("went to", "walked to", "ran to")
 TAKE = ("picked up", "took", "grabbed")
 LEAVE = ("put down", "left", "dropped")
+# how many of each a story has, each number as likely
+EVENTS, PLACES, NAMES, THINGS = range(2, 10), (2, 3, 4), (2, 3), (1, 2, 3)
 
 
 class Scene:
@@ -45,6 +49,24 @@ class Scene:
                 held.append(holder)
 
 
+class Unseen:
+    """How surprising the places of a story are for a reader who isn't told among which, or how many, it happens."""
+
+    def __init__(self):
+        self.seen: set[str] = set()
+        self.odds = dict.fromkeys(PLACES, 1.0)  # of each number of places, given what has been seen
+
+    def surprisal(self, place: str, elsewhere: bool = False) -> float:
+        """Nats of a place chosen among all of the story, or among all but the one where somebody is."""
+        seen, others = len(self.seen), len(words.PLACES) - len(self.seen)
+        before = sum(self.odds.values())
+        for number in self.odds:
+            chance = 1.0 if place in self.seen else max(0, number - seen) / others
+            self.odds[number] *= chance / (number - elsewhere)
+        self.seen.add(place)
+        return -math.log(sum(self.odds.values()) / before)
+
+
 def where_sentence(scene: Scene, thing: str) -> str:
     return f"The {thing} was now in the {scene.whereabouts(thing)}."
 
@@ -55,19 +77,26 @@ def who_sentence(scene: Scene, thing: str) -> str:
 
 def stories(w: Writer, world: World, events: int | None = None, questions: bool = True) -> Scene:
     """Write a story of `events` events, followed by statements about its end unless `questions` is False."""
-    events = events or w.choose(range(2, 10))
-    places = w.sample(words.PLACES, w.choose((2, 3, 4)))
-    names = w.sample(FIRST_NAMES, w.choose((2, 3)))
-    things = w.sample(words.BELONGINGS, w.choose((1, 2, 3)))
-    scene = Scene({p: w.choose(places) for p in names}, {t: w.choose(places) for t in things})
-    w.say(" ".join(f"{p} was in the {place}." for p, place in scene.place.items()))
-    for thing, place in scene.at.items():
-        w.say(f" The {thing} was in the {place}.")
-    for _ in range(events):
+    numbers = (events,) if events else EVENTS
+    events = events or w.choose(EVENTS, told=False)
+    places = w.sample(words.PLACES, w.choose(PLACES, told=False))
+    names = w.sample(FIRST_NAMES, w.choose(NAMES, told=False))
+    things = w.sample(words.BELONGINGS, w.choose(THINGS, told=False))
+    scene = Scene({p: w.choose(places, told=False) for p in names}, {t: w.choose(places, told=False) for t in things})
+    unseen = Unseen()
+    for person in w.tell(names, FIRST_NAMES, NAMES):
+        w.note(unseen.surprisal(scene.place[person]))
+        w.say(("" if person == names[0] else " ") + f"{person} was in the {scene.place[person]}.")
+    for thing in w.tell(things, words.BELONGINGS, THINGS):
+        w.note(unseen.surprisal(scene.at[thing]))
+        w.say(f" The {thing} was in the {scene.at[thing]}.")
+    for done in range(events):
+        w.goes_on(done, numbers)
         person = w.choose(names)
         verb, thing = w.choose(scene.actions(person))
         if verb == "go":
-            goal = w.choose([p for p in places if p != scene.place[person]])
+            goal = w.choose([p for p in places if p != scene.place[person]], told=False)
+            w.note(unseen.surprisal(goal, elsewhere=True))
             scene.place[person] = goal
             w.say(f" {person} {w.choose(GO)} the {goal}.")
         elif verb == "take":
@@ -80,12 +109,15 @@ def stories(w: Writer, world: World, events: int | None = None, questions: bool 
             scene.at[thing] = verb.removeprefix("give ")
             w.say(f" {person} gave the {thing} to {scene.at[thing]}.")
         scene.note()
+        # whether a statement stands by itself or begins the closing ones is certain only when the next event is told,
+        # or the text ends
         if questions and w.flip(0.3):
-            w.say(" " + where_sentence(scene, w.choose(things)))
+            w.say(" " + where_sentence(scene, w.choose(things)), certain=False)
+    w.goes_on(events, numbers, more=False)
     if questions:
-        for thing in w.sample(things, len(things)):
+        for thing in w.tell(w.sample(things, len(things)), things):
             if scene.holder(thing) and w.flip(0.5):
-                w.say(" " + who_sentence(scene, thing))
+                w.say(" " + who_sentence(scene, thing), certain=False)
             else:
-                w.say(" " + where_sentence(scene, thing))
+                w.say(" " + where_sentence(scene, thing), certain=False)
     return scene
