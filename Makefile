@@ -19,7 +19,7 @@ $(STAMP): constraints.txt pyproject.toml
 	    echo "No Python 3.11 or 3.12 found: install one of them, or name it with: make PYTHON=/path/to/python env" >&2; exit 1; fi
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python %d.%d is too old: 3.11 or 3.12 is needed. Name one with: make PYTHON=/path/to/python env" % v[:2])'
 	"$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,lab,dev]'
 	@touch $@
 

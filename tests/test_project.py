@@ -41,12 +41,21 @@ def source(cell):
     return "".join(cell["source"])
 
 
-def test_everything_that_the_project_installs_is_pinned_within_its_ranges():
+# What PyPI's torch for Linux and the CUDA packages that it brings along require, from pip's dry run. A machine with
+# another build of torch has none of them, and the lock must hold on both.
+CUDA_BUILD = json.loads((ROOT / "tests" / "torch_cuda_requires.json").read_text())
+LINUX = {"platform_system": "Linux", "sys_platform": "linux", "platform_machine": "x86_64"}
+
+
+@pytest.mark.parametrize(
+    ("others", "machine"), [({}, {}), (CUDA_BUILD["requires"], LINUX)], ids=["here", "CUDA on Linux"]
+)
+def test_everything_that_the_project_installs_is_pinned_within_its_ranges(others, machine):
     pinned, seen = pins(), set()
 
     def walk(text, extra):
         wanted = Requirement(text)
-        if wanted.marker and not wanted.marker.evaluate({"extra": extra}):
+        if wanted.marker and not wanted.marker.evaluate({**machine, "extra": extra}):
             return
         name = canonicalize_name(wanted.name)
         if name != "layerwise":
@@ -54,12 +63,23 @@ def test_everything_that_the_project_installs_is_pinned_within_its_ranges():
             assert wanted.specifier.contains(pinned[name], prereleases=True), f"{text} excludes the pin {pinned[name]}"
         if (name, *sorted(wanted.extras)) not in seen:
             seen.add((name, *sorted(wanted.extras)))
-            for requirement in importlib.metadata.requires(wanted.name) or []:
+            requirements = others[name] if name in others else importlib.metadata.requires(wanted.name)
+            for requirement in requirements or []:
                 for one in ("", *wanted.extras):
                     walk(requirement, one)
 
     walk("layerwise[book,lab,dev]", "")
-    assert len(seen) > 100
+    assert len(seen) > 100 and set(others) <= {name for name, *_ in seen}
+
+
+def test_the_cuda_build_in_the_lock_is_that_of_the_pinned_torch():
+    pinned = f"torch=={pins()['torch']}"
+    assert CUDA_BUILD["of"] == pinned, f"write tests/torch_cuda_requires.json anew, from pip's dry run of {pinned}"
+
+
+def test_torch_is_installed_under_the_lock_too():
+    installs = re.findall(r"pip install .*", (ROOT / "Makefile").read_text())
+    assert len(installs) == 2 and all("--constraint constraints.txt" in line for line in installs), installs
 
 
 def test_conda_installs_from_the_same_lock():
