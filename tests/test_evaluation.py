@@ -210,3 +210,19 @@ def test_limit_takes_the_first_items(tasks, parrot):
 def test_an_unknown_task_lists_the_known_ones(tasks, parrot):
     with pytest.raises(ValueError, match=r"unknown task 'world_chose'. Did you mean 'world_choose'.*world_say"):
         evaluation.accuracy(*parrot, tasks=["world_chose"])
+
+
+def test_prompts_begin_with_the_token_that_begins_every_document(tmp_path, monkeypatch):
+    """Both where choices are compared and where answers are generated; the models have seen no text without it."""
+    from layerwise import world
+
+    tokenizer, seen = world.tokenizer(), []
+    model = tiny(vocab_size=len(tokenizer), max_position_embeddings=256)
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args or [kwargs["input_ids"]])[0]), with_kwargs=True
+    )
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    for task in ("world_taxonomy", "world_sums"):
+        seen.clear()
+        evaluation.accuracy(model, tokenizer, [task], limit=1)
+        assert (seen[0][:, 0] == tokenizer.bos_token_id).all() and (seen[0][:, 1] != tokenizer.bos_token_id).all(), task
