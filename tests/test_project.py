@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from layerwise.book import paths, sync
+from layerwise.book import execute, paths, sync
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -91,6 +91,13 @@ def test_conda_installs_from_the_same_lock():
         assert str(wanted.specifier) == f"=={pins()[canonicalize_name(wanted.name)]}", line
     makefile = (ROOT / "Makefile").read_text()
     assert "--constraint constraints.txt --editable '.[book,lab,dev]'" in makefile and "-e .[book,lab,dev]" in pip
+
+
+def test_the_workflow_keeps_the_copies_of_notebooks_that_fail():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    (kept,) = [step["with"]["path"] for step in steps if step.get("if") == "failure()"]
+    assert kept == f"_build/{execute.UNFINISHED}"
 
 
 def test_every_copy_of_the_address_is_the_one_in_the_configuration():

@@ -15,6 +15,8 @@ from .paths import source
 from .sync import read_notebook
 
 CACHES = {"__pycache__", ".ipynb_checkpoints"}
+UNFINISHED = "unfinished"  # folder of `_build/` where the copy of a notebook stays that did not run to its end
+NO_INPUTS = ("benchmarks", "figures")  # folders of `results/` that are written for readers and that no chapter reads
 
 
 class Executed(NamedTuple):
@@ -32,15 +34,16 @@ class NotebookError(Exception):
 def dependencies(root: Path, name: str) -> Iterator[Path]:
     """Every file that the outputs of a notebook depend on: its text, the library with its data, rows, versions.
 
-    The book's own machinery is left out, except for what notebooks import from it.
+    The book's own machinery is left out, except for what notebooks import from it, and so are results that none reads.
     """
     yield source(root, name)
     if (root / "constraints.txt").is_file():
         yield root / "constraints.txt"
     machinery = root / "lib" / "layerwise" / "book"
+    no_inputs = {root / "results" / folder for folder in NO_INPUTS}
     for folder in (root / "lib" / "layerwise", root / "results"):
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and not CACHES.intersection(path.parts):
+            if path.is_file() and not CACHES.intersection(path.parts) and not no_inputs.intersection(path.parents):
                 if machinery not in path.parents or path.name == "__init__.py":
                     yield path
 
@@ -69,7 +72,7 @@ def execute(root: Path, name: str, parameters: dict | None = None, folder: str =
         last = json.loads(record.read_text(encoding="utf-8"))
         if last["fingerprint"] == key:
             return Executed(done, False, last["seconds"])
-    running = build / "unfinished" / f"{name}.ipynb"
+    running = build / UNFINISHED / f"{name}.ipynb"
     for path in (done, running):
         path.parent.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
