@@ -8,10 +8,17 @@
 | world_uses | PIQA | the thing for a purpose; what happens to a thing, by its material, where no text tells | 1/2 |
 | world_people | MMLU | a fact of a biography | 1/4 |
 | world_sums | GSM8K | working and answer of a word problem (generated, exact match) | 0 |
+
+Chance is also what a reader earns who knows how often words come, but no fact and no story: in tasks on facts the right
+and the wrong values are drawn first and alike, and then who or what has the right one; in half of the items on stories,
+and no more, the right answer is the one told last, or more often; no choice of a next step has been told. (One such
+guess is left: the step that shares a word with the title of the activity, right in a third of `world_scripts`.)
 """
 
 import json
 import random
+import re
+from collections import Counter
 from pathlib import Path
 
 from . import lexicon as words
@@ -50,26 +57,43 @@ def _item(rng: random.Random, context: str, right: str, wrong: list[str]) -> dic
     return {"context": context, "choices": choices, "label": choices.index(right)}
 
 
-def coreference(rng: random.Random, world: World) -> dict | None:
-    w = Writer(rng)
-    scene = stories(w, world, events=rng.randint(3, 9), questions=False)
-    thing = rng.choice(list(scene.at))
-    holder, place = scene.holder(thing), scene.whereabouts(thing)
-    others = [p for p in scene.held_by[thing] if p != holder]
-    before = [p for p in scene.visited[thing] if p != place]
-    if holder and others and rng.random() < 0.5:
-        return _item(rng, f"{w.text()} Now", f"{holder} had the {thing}.", [f"{others[-1]} had the {thing}."])
-    if not before:
-        return None
-    return _item(rng, f"{w.text()} The {thing} was now in the", f"{place}.", [f"{before[-1]}."])
+def coreference(rng: random.Random, world: World) -> dict:
+    """Draws what kind of item it is, then stories until one has such an item: so no kind is rarer than another."""
+    asks_holder, has_been_there, last_is_right, most_is_right = (rng.random() < 0.5 for _ in range(4))
+    wrong: list[str] = []
+    while not wrong:
+        w = Writer(rng)
+        scene = stories(w, world, events=rng.randint(3, 9), questions=False)
+        thing = rng.choice(list(scene.at))
+        right = scene.holder(thing) if asks_holder else scene.whereabouts(thing)
+        if right is None:
+            continue
+        told = re.findall(r"\w+", w.text())
+        count, last = Counter(told), {word: i for i, word in enumerate(told)}
+        if asks_holder:
+            options = scene.held_by[thing]
+        else:
+            options = scene.visited[thing] if has_been_there else scene.place.values()
+        wrong = [
+            x
+            for x in dict.fromkeys(options)
+            if (last[x] < last[right]) == last_is_right
+            and (count[x] < count[right]) == most_is_right
+            and count[x] != count[right]
+        ]
+    if asks_holder:
+        return _item(rng, f"{w.text()} Now", f"{right} had the {thing}.", [f"{rng.choice(wrong)} had the {thing}."])
+    return _item(rng, f"{w.text()} The {thing} was now in the", f"{right}.", [f"{rng.choice(wrong)}."])
 
 
 def taxonomy(rng: random.Random, world: World) -> dict:
-    species = rng.choice(world.species)
-    trait = rng.choice(sorted(species.withheld))
-    right = species.genus.traits[trait]
-    wrong = rng.sample([v for v in TRAITS[trait] if v != right], 3)
-    context = TRAIT_SENTENCE[trait].format(a(species.name).capitalize(), "").strip()
+    trait = rng.choice(list(TRAITS))
+    asked = {}
+    for species in world.species:
+        if trait in species.withheld:
+            asked.setdefault(species.genus.traits[trait], []).append(species)
+    right, *wrong = rng.sample(sorted(asked), 4)
+    context = TRAIT_SENTENCE[trait].format(a(rng.choice(asked[right]).name).capitalize(), "").strip()
     return _item(rng, context, f"{right}.", [f"{v}." for v in wrong])
 
 
@@ -83,37 +107,39 @@ def script_steps(rng: random.Random, world: World) -> dict | None:
     title, i = state[name]
     right = STEPS[title][i]
     # the step after the next is possible too (steps are skipped now and then), so it is no wrong answer
-    own = [s for j, s in enumerate(STEPS[title]) if j not in (i, i + 1)]
+    own = STEPS[title][i + 2 :]
     theirs = [STEPS[t][j] for n, (t, j) in state.items() if n != name and j < len(STEPS[t])]
-    theirs = [s for s in theirs if s not in STEPS[title]] or [_foreign_step(rng, title)]
-    last = own[i - 1] if i > 1 and rng.random() < 0.5 else rng.choice(own)
-    wrong = {last, rng.choice(own), rng.choice(theirs)}
+    wrong = {rng.choice(kind) for kind in (own, theirs) if kind}
     while len(wrong) < 3:
-        wrong.add(_foreign_step(rng, title))
+        wrong.add(rng.choice([step for steps in STEPS.values() for step in steps]))
+    if any(f" {step}." in w.text() or step in STEPS[title][: i + 2] for step in wrong) or f" {right}." in w.text():
+        return None
     return _item(rng, f"{w.text()} {name}", f"{right}.", [f"{s}." for s in sorted(wrong)])
 
 
-def _foreign_step(rng: random.Random, title: str) -> str:
-    return rng.choice([s for steps in STEPS.values() for s in steps if s not in STEPS[title]])
-
-
 def thing_uses(rng: random.Random, world: World) -> dict:
-    thing, name = rng.choice(world.things), rng.choice(FIRST_NAMES)
+    name = rng.choice(FIRST_NAMES)
     if rng.random() < 0.5:
+        thing = rng.choice(world.things)
         use = rng.choice(thing.uses)
         wrong = rng.choice([t for t in world.things if use not in t.uses])
         return _item(rng, f"To {use}, {name} took the", f"{thing.name}.", [f"{wrong.name}."])
-    action = rng.choice(sorted(thing.withheld))
-    right = outcome(thing.material, action)
-    wrong = rng.choice([o for o in list(words.ACTIONS.values())[action] if o != right])
-    return _item(rng, action_sentence(name, action, thing.name) + " It", f"{right}.", [f"{wrong}."])
+    action = rng.randrange(len(words.ACTIONS))
+    asked = {}
+    for thing in world.things:
+        if action in thing.withheld:
+            asked.setdefault(outcome(thing.material, action), []).append(thing)
+    right, wrong = rng.sample(sorted(asked), 2)
+    return _item(rng, action_sentence(name, action, rng.choice(asked[right]).name) + " It", f"{right}.", [f"{wrong}."])
 
 
 def people(rng: random.Random, world: World) -> dict:
-    person = rng.choice(world.people)
     attribute = rng.choice(list(ATTRIBUTES))
-    right = person.facts[attribute]
-    wrong = rng.sample([v for v in ATTRIBUTES[attribute] if v != right], 3)
+    asked = {}
+    for person in world.people:
+        asked.setdefault(person.facts[attribute], []).append(person)
+    right, *wrong = rng.sample(sorted(asked), 4)
+    person = rng.choice(asked[right])
     # the templates that end in the value, so that choices are told in its place
     template = rng.choice([t for t in BIOGRAPHY[attribute] if t.endswith("{}.")] or BIOGRAPHY[attribute])
     sentences = [biography_sentence(template, attribute, person.name, v) for v in [right, *wrong]]
