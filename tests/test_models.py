@@ -169,3 +169,17 @@ def test_hub_that_cannot_be_reached(monkeypatch):
         models.UnknownModel, match="'someone/model', and it could not be had from the Hub.*Embedded models"
     ):
         lw.load("someone/model")
+
+
+def test_repository_of_the_hub_without_tokenizer_or_safetensors(saved, monkeypatch):
+    for holder, name in (
+        (models.PretrainedConfig, "get_config_dict"),
+        (models.AutoModelForCausalLM, "from_pretrained"),
+    ):
+        read = getattr(holder, name)
+        monkeypatch.setattr(holder, name, lambda _, *, read=read, **options: read(saved, **options))
+    monkeypatch.setattr(models, "has_file", lambda _, file, revision: (saved / file).is_file())
+    assert lw.load("someone/model", device="cpu")[1] is None
+    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
+    with pytest.raises(models.DamagedModel, match="someone/model: no weights could be read; only safetensors are"):
+        lw.load("someone/model", device="cpu")

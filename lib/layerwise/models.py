@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
-from transformers.utils import logging
+from transformers.utils import has_file, logging
 
 from layerwise.architectures import architecture
 
@@ -71,7 +71,7 @@ def load(name, device="auto", dtype="auto", revision=None):
             raise DamagedModel(f"{name}: the weights {tensor} hold NaN or infinity; get the checkpoint anew")
     stored = config.get("dtype") or config.get("torch_dtype")
     model.stored_dtype = getattr(torch, str(stored).removeprefix("torch.")) if stored else model.dtype
-    return model, _tokenizer(source, folder, revision)
+    return model, _tokenizer(source, revision)
 
 
 def save(model, path, tokenizer=None) -> Path:
@@ -158,17 +158,22 @@ def _check_folder(folder: Path) -> None:
 
 
 def _read(source: str, dtype, revision, quiet: bool):
-    """The model on the CPU; raises DamagedModel if the weights don't fit the configuration."""
-    with _reports(bars=not quiet):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            revision=revision,
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # so that they are reported with their names
-            output_loading_info=True,
-        )
+    """The model on the CPU; raises DamagedModel if it has no safetensors or they don't fit the configuration."""
+    try:
+        with _reports(bars=not quiet):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype,
+                revision=revision,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # so that they are reported with their names
+                output_loading_info=True,
+            )
+    except OSError as error:  # of folders it is known that the files are there; a repository of the Hub may lack them
+        raise DamagedModel(
+            f"{source}: no weights could be read; only safetensors are, pickled ones must be converted. {error}"
+        ) from error
     for what in ("missing", "mismatched", "unexpected"):
         names = sorted(key if isinstance(key, str) else key[0] for key in report[f"{what}_keys"])
         names = [key for key in names if not key.endswith("inv_freq")]  # a constant that old checkpoints hold
@@ -193,9 +198,9 @@ def _reports(bars: bool):
             logging.enable_progress_bar()
 
 
-def _tokenizer(source: str, folder: Path | None, revision):
+def _tokenizer(source: str, revision):
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-    if folder and not any((folder / file).exists() for file in files):
+    if not any(has_file(source, file, revision=revision) for file in files):  # in the folder, or on the Hub
         return None
     return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
 
