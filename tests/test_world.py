@@ -5,12 +5,14 @@ import math
 import random
 import re
 from collections import Counter
+from functools import cache
 from itertools import islice
 
 import numpy as np
 import pytest
 from layerwise import world
-from layerwise.world import data, documents, items
+from layerwise.world import data, documents, entities, items
+from layerwise.world import stories as stories_module
 from layerwise.world.entities import TRAITS, World
 from layerwise.world.stories import stories
 from layerwise.world.tokens import FOLDER as TOKENIZER
@@ -47,37 +49,88 @@ def test_unknown_split_and_kind_name_what_there_is():
         data.rows("test", 1, kind="biographies")
 
 
-def test_surprisal_of_a_choice_is_minus_the_log_of_its_probability():
+def test_what_is_noted_counts_where_the_text_tells_it():
     w = documents.Writer(random.Random(0))
     w.choose("abcd")
+    w.choose("abc", told=False)
     w.say("xy")
     w.choose_weighted("ab", [0.5, 1.0])
+    w.say("z", certain=False)
+    list(w.tell(w.sample("abc", 2), "abc", (1, 2)))
+    w.say("z")
     yes = w.flip(0.9)
-    w.sample("abc", 2)
-    offsets, nats = zip(*w.choices, strict=True)
-    assert offsets == (0, 2, 2, 2, 2)
-    assert nats == pytest.approx([math.log(4), math.log(2), -math.log(0.9 if yes else 0.1), math.log(3), math.log(2)])
+    assert [end for end, _ in w.surprisal()] == [2, 4, 5]
+    told = [math.log(4), math.log(2) + math.log(3) + math.log(2) + math.log(2), -math.log(0.9 if yes else 0.1)]
+    assert [nats for _, nats in w.surprisal()] == pytest.approx(told)
 
 
-@pytest.mark.parametrize("kind", ["uses", "taxonomy"])
-def test_reported_entropy_is_the_entropy_of_the_text(kind):
-    """The choices behind a document can be read off it: its frequency is exp(-surprisal)."""
-    n = 40_000
+@pytest.fixture
+def tiny_world(monkeypatch):
+    """A world of few words, in which whole documents come again and again."""
+    words = documents.words
+    for name, size in {"THINGS": 2, "MAKERS": 2, "MATERIALS": 2, "USES": 3, "GOODS": 2, "CONTAINERS": 1, "PLACES": 3,
+                       "BELONGINGS": 2}.items():  # fmt: skip
+        monkeypatch.setattr(words, name, getattr(words, name)[:size])
+    numbers = {"EVENTS": (1, 2), "PLACES": (2, 3), "THINGS": (1,), "GO": ("went to",), "TAKE": ("took",)}
+    for name, value in numbers.items():
+        monkeypatch.setattr(stories_module, name, value)
+    for name, value in {"OPERATIONS": (1, 2), "SENTENCES": (1, 2, 3)}.items():
+        monkeypatch.setattr(documents, name, value)
+    monkeypatch.setattr(documents, "STEPS", {"made tea": ["sat", "ate"], "lit a fire": ["sat"], "ran": ["ate"]})
+    for module in (documents, stories_module):
+        monkeypatch.setattr(module, "FIRST_NAMES", ["Ada", "Ben", "Cora"])
+    for module in (documents, entities):
+        monkeypatch.setattr(module, "ATTRIBUTES", {k: entities.ATTRIBUTES[k] for k in ("town", "year", "pet")})
+    for name, value in {"PEOPLE": 3, "SPECIES": 6}.items():
+        monkeypatch.setattr(entities, name, value)
+    tiny = World()
+    monkeypatch.setattr(data, "world", lambda: tiny)
+
+
+@pytest.mark.parametrize("kind", [*data.KINDS, None])
+def test_the_surprisal_of_a_document_is_its_probability(tiny_world, kind):
+    """Documents that came often in a first draw come in a second one as often as their surprisals say."""
+    n = 20_000
     drawn = list(islice(data.documents("train", kind=kind), n))
-    surprisal = {text: sum(nats for _, nats in choices) for text, choices in drawn}
-    assert all(
-        len({round(sum(x for _, x in c), 9) for t, c in drawn if t == text}) == 1 for text in list(surprisal)[:20]
-    )
-    # documents likely enough to be counted: their share must be what the surprisals say
-    likely = {text for text, nats in surprisal.items() if math.exp(-nats) * n >= 8}
-    counts = Counter(text for text, _ in drawn)
-    observed, expected = sum(counts[t] for t in likely), sum(n * math.exp(-surprisal[t]) for t in likely)
-    assert len(likely) > 20 and abs(observed - expected) < 5 * math.sqrt(expected)
+    surprisal = {text: sum(nats for _, nats in told) for text, told in drawn}
+    first, second = Counter(text for text, _ in drawn), Counter(texts(kind, n, "test"))
+    often = [text for text, count in first.items() if count >= 3]
+    observed, expected = sum(second[t] for t in often), sum(n * math.exp(-surprisal[t]) for t in often)
+    assert observed > 500 and abs(observed - expected) < 4 * math.sqrt(expected)
+    # and one by one: the squared differences are as large as chance makes them
+    often = [text for text in often if first[text] >= 6]
+    chi = sum((second[t] - n * math.exp(-surprisal[t])) ** 2 / (n * math.exp(-surprisal[t])) for t in often)
+    assert len(often) >= 5 and chi < len(often) + 6 * math.sqrt(2 * len(often))
 
 
-def test_a_cut_row_counts_only_the_choices_that_it_shows():
-    short, long = data.rows("test", 64, 48)[1], data.rows("test", 64, 256)[1]
-    assert 0 < short.mean() < long.mean()
+@pytest.mark.parametrize("kind", [*data.KINDS, None])
+def test_what_a_beginning_tells_is_not_less_probable_than_the_beginning(tiny_world, kind):
+    """For every beginning that came often: the surprisal counted so far is at most minus the log of its frequency."""
+    n, begun, told = 3_000, Counter(), {}
+    for text, surprisal in islice(data.documents("train", kind=kind), n):
+        for end in range(1, min(len(text), 80) + 1):
+            begun[text[:end]] += 1
+            told[text[:end]] = max(told.get(text[:end], 0.0), sum(nats for at, nats in surprisal if at <= end))
+    often = [start for start, count in begun.items() if count >= 25]
+    assert len(often) > 50
+    for start in often:
+        assert told[start] <= -math.log(begun[start] / n) + 4.5 / math.sqrt(begun[start]), start
+
+
+@pytest.mark.parametrize("kind", [*data.KINDS, None])
+def test_the_floor_of_one_token_is_at_most_its_entropy(kind):
+    tokens, floor = data.rows("test", 1024, length=2, kind=kind)
+    share = np.unique(tokens[:, 1], return_counts=True)[1] / len(tokens)
+    assert floor.mean() <= -(share * np.log(share)).sum()
+
+
+def test_rows_count_what_the_end_of_a_document_tells():
+    """Rows of the same text: the floor grows with the length, and at last by what only an end tells."""
+    text, surprisal = next(data.documents("test", kind="stories"))
+    tokens = len(world.tokenizer()(text).input_ids)  # with the end-of-text token that it begins with
+    cut, whole, ended = (data.rows("test", 1, tokens + more, kind="stories")[1][0] for more in (-1, 0, 1))
+    assert cut <= whole == pytest.approx(sum(nats for end, nats in surprisal if end <= len(text)))
+    assert ended == pytest.approx(sum(nats for _, nats in surprisal)) and ended > whole
 
 
 def test_withheld_traits_are_never_stated():
@@ -147,11 +200,47 @@ def test_sums_are_right():
         assert text.endswith(f"Answer: {last}.")
 
 
+@cache
+def made(task):
+    return items.items(task)
+
+
+def earned(asked, score):
+    """The share of items whose right choice scores highest; ties share."""
+    hits = []
+    for item in asked:
+        scores = [score(item["context"], choice) for choice in item["choices"]]
+        hits.append((scores[item["label"]] == max(scores)) / scores.count(max(scores)))
+    return np.mean(hits)
+
+
+@pytest.mark.parametrize("task", ["world_taxonomy", "world_people", "world_uses", "world_scripts"])
+def test_knowing_how_often_choices_come_earns_chance(task):
+    text = " ".join(texts(task.removeprefix("world_"), 4_000 if task == "world_scripts" else 15_000))
+    often = cache(lambda choice: text.count(" " + choice.rstrip(".")))
+    assert earned(made(task), lambda _, choice: often(choice)) < world.CHANCE[task] + 0.04
+
+
+def test_no_choice_of_a_next_step_has_been_told():
+    assert not any(f" {choice}" in item["context"] for item in made("world_scripts") for choice in item["choices"])
+
+
+@pytest.mark.parametrize("holder", [True, False])
+def test_what_was_told_last_or_most_earns_chance_in_stories(holder):
+    asked = [item for item in made("world_coreference") if item["context"].endswith(" Now") == holder]
+    assert len(asked) > 500
+    first = re.compile(r"\w+")
+    for score in (
+        lambda context, choice: context.rfind(first.match(choice)[0]),
+        lambda context, choice: len(re.findall(rf"\b{first.match(choice)[0]}\b", context)),
+    ):
+        assert abs(earned(asked, score) - 0.5) < 0.06
+
+
 @pytest.mark.parametrize("task", world.TASKS)
 def test_shipped_items_are_those_the_code_makes(task):
     shipped = [json.loads(line) for line in (world.TASK_PATH / f"{task}.jsonl").read_text().splitlines()]
-    assert len(shipped) >= 1000
-    assert shipped[:100] == items.items(task, 100)
+    assert shipped == made(task)
     if task != "world_sums":
         assert all(len(set(i["choices"])) == len(i["choices"]) for i in shipped)
         assert all(len(i["choices"]) == round(1 / world.CHANCE[task]) for i in shipped)
@@ -160,7 +249,7 @@ def test_shipped_items_are_those_the_code_makes(task):
 
 
 def test_stories_of_the_task_do_not_occur_in_the_training_text():
-    asked = {item["context"][:120] for item in items.items("world_coreference", 200)}
+    asked = {item["context"][:120] for item in made("world_coreference")}
     assert not any(text[:120] in asked for text in texts("stories", 5000))
 
 
