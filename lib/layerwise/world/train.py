@@ -113,8 +113,11 @@ class Run:
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         self.model.save_pretrained(part)
-        for file in [self.folder / "loss.csv", *TOKENIZER.glob("*.json")]:
+        for file in TOKENIZER.glob("*.json"):
             shutil.copy(file, part)
+        # the log's floors are as old as its lines; that of the test text is counted anew and goes into the facts
+        log = pd.DataFrame(self.log).drop(columns=["floor", "test_floor"])
+        log.to_csv(part / "loss.csv", index=False, float_format="%.6g")
         last = self.log[-1]
         facts = {
             "recipe": asdict(self.recipe),
