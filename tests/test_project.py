@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import setuptools
 import yaml
 from layerwise.book import execute, paths, sync
+from layerwise.world import TASKS
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -186,6 +188,26 @@ def test_the_command_for_lm_eval_that_the_readme_shows_works(tmp_path):
     done = subprocess.run([program, *options, "--limit", "4"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "|world_taxonomy|" in done.stdout and "|acc_norm|" in done.stdout, done.stdout
+
+
+def test_the_wheel_holds_the_world_with_its_tasks_and_models(monkeypatch):
+    """Colab has nothing else. What setuptools would copy is listed, nothing is built."""
+    monkeypatch.chdir(ROOT)
+    distribution = setuptools.Distribution({"script_name": "setup.py"})
+    distribution.parse_config_files(["pyproject.toml"])
+    distribution.include_package_data = False  # the patterns of pyproject.toml alone, whatever git knows
+    command = distribution.get_command_obj("build_py")
+    command.ensure_finalized()
+    built = {Path(path).relative_to(command.build_lib) for path in command.get_outputs(include_bytecode=False)}
+    package = ROOT / "lib" / "layerwise"
+    files = [path for path in package.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
+    left_out = sorted({path.relative_to(ROOT / "lib") for path in files if path.name[0] != "."} - built)
+    assert not left_out
+    inside = Path("layerwise/world")
+    assert {inside / "tasks" / f"{task}{end}" for task in TASKS for end in (".yaml", ".jsonl")} <= built
+    assert {inside / "tasks" / "read_items.py", inside / "tokenizer" / "tokenizer.json"} <= built
+    trained = [path.parent.name for path in package.glob("world/weights/*/config.json")]
+    assert {inside / "weights" / name / "model.safetensors" for name in trained} <= built
 
 
 def test_modules_import_only_from_modules_above_them():
