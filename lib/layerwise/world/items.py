@@ -3,9 +3,9 @@
 | task | mirrors | asks for | chance |
 |---|---|---|---|
 | world_coreference | WinoGrande | who has a thing, or where it is, at the end of a new story | 1/2 |
-| world_taxonomy | ARC | a trait of a species that no text states: it follows from the genus | 1/4 |
+| world_taxonomy | ARC | a trait that no text states of this species: it follows from the genus | 1/4 |
 | world_scripts | HellaSwag | the next step of one of several interleaved activities | 1/4 |
-| world_uses | PIQA | the thing for a purpose; what happens to a thing, by its material, where no text tells | 1/2 |
+| world_uses | PIQA | the thing for a purpose; what happens to a thing, which its material decides | 1/2 |
 | world_people | MMLU | a fact of a biography | 1/4 |
 | world_sums | GSM8K | working and answer of a word problem (generated, exact match) | 0 |
 
@@ -93,7 +93,11 @@ def taxonomy(rng: random.Random, world: World) -> dict:
         if trait in species.withheld:
             asked.setdefault(species.genus.traits[trait], []).append(species)
     right, *wrong = rng.sample(sorted(asked), 4)
-    context = TRAIT_SENTENCE[trait].format(a(rng.choice(asked[right]).name).capitalize(), "").strip()
+    species = rng.choice(asked[right])
+    name = a(species.name).capitalize()
+    context = TRAIT_SENTENCE[trait].format(name, "").strip()
+    if rng.random() < 0.5:  # the easier half: what the genus is need not be remembered
+        context = f"{name} is a kind of {species.genus.name}. {context}"
     return _item(rng, context, f"{right}.", [f"{v}." for v in wrong])
 
 
@@ -118,19 +122,24 @@ def script_steps(rng: random.Random, world: World) -> dict | None:
 
 
 def thing_uses(rng: random.Random, world: World) -> dict:
-    name = rng.choice(FIRST_NAMES)
-    if rng.random() < 0.5:
+    name, asks = rng.choice(FIRST_NAMES), rng.choice(("use", "material", "thing"))
+    if asks == "use":
         thing = rng.choice(world.things)
         use = rng.choice(thing.uses)
         wrong = rng.choice([t for t in world.things if use not in t.uses])
         return _item(rng, f"To {use}, {name} took the", f"{thing.name}.", [f"{wrong.name}."])
     action = rng.randrange(len(words.ACTIONS))
     asked = {}
-    for thing in world.things:
-        if action in thing.withheld:
-            asked.setdefault(outcome(thing.material, action), []).append(thing)
+    if asks == "material":  # it is said; what matters is the rule
+        for material in words.MATERIALS:
+            what = f"{words.ADJECTIVE.get(material, material)} {rng.choice(words.THINGS)}"
+            asked.setdefault(outcome(material, action), []).append(what)
+    else:
+        for thing in world.things:
+            if action in thing.withheld:
+                asked.setdefault(outcome(thing.material, action), []).append(thing.name)
     right, wrong = rng.sample(sorted(asked), 2)
-    return _item(rng, action_sentence(name, action, rng.choice(asked[right]).name) + " It", f"{right}.", [f"{wrong}."])
+    return _item(rng, action_sentence(name, action, rng.choice(asked[right])) + " It", f"{right}.", [f"{wrong}."])
 
 
 def people(rng: random.Random, world: World) -> dict:
