@@ -6,7 +6,7 @@ Hugging Face `...ForCausalLM`; those of a block are relative to the block.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -62,18 +62,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,  # biases on q, k and v
     "qwen3": _LLAMA,  # norms on the heads of q and k, which no cut of the residual stream touches
-    "phi3": Architecture(
-        blocks="model.layers",
-        embeddings=("model.embed_tokens",),
-        final_norm="model.norm",
-        head="lm_head",
-        attention_norm="input_layernorm",
-        mlp_norm="post_attention_layernorm",
-        attention_inputs=("self_attn.qkv_proj",),
-        attention_output="self_attn.o_proj",
-        mlp_inputs=("mlp.gate_up_proj",),
-        mlp_output="mlp.down_proj",
-        norm="rms",
+    "phi3": replace(  # q, k and v in one matrix, gate and up in another
+        _LLAMA, attention_inputs=("self_attn.qkv_proj",), mlp_inputs=("mlp.gate_up_proj",)
     ),
     "opt": Architecture(
         blocks="model.decoder.layers",
