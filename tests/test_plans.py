@@ -123,9 +123,9 @@ def test_impossible_plans_are_refused(layers, message):
     ("text", "message"),
     [
         ("{", "must be JSON"),
-        ("[]", "a plan must be an object with width, layers"),
+        ("[]", "a plan must be an object with width, head, layers"),
         ('{"layers": [{}]}', "a plan lacks width"),
-        ('{"layers": [{}], "width": 4, "budget": 1}', "a plan has no field 'budget'; its fields are width, layers"),
+        ('{"layers": [{}], "width": 4, "budget": 1}', "a plan has no field 'budget'; its fields are width, head, layers"),
         (
             '{"layers": [{}, {"bit": 4}], "width": 4}',
             "layer 1 has no field 'bit'; its fields are keep, width, bits",

@@ -11,8 +11,13 @@ import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from html import escape
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from layerwise.architectures import Shape
 
 FIELDS = ("keep", "width", "bits", "outliers")
 
@@ -47,11 +52,12 @@ class Layer:
 class Plan:
     """What happens to each of `L` blocks of a model whose residual stream has the width `width`.
 
-    Raises ValueError if there are no layers, if none is kept, or if a layer is wider than the model.
+    Raises ValueError if there are no layers, if none is kept, or if a layer or the head is wider than the model.
     """
 
     layers: tuple[Layer, ...]
     width: int
+    head: int | None = None  # columns of the final hidden state that a sliced head reads; None: the head is not sliced
 
     def __post_init__(self):
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -63,13 +69,16 @@ class Plan:
                 raise ValueError(f"layer {i} is {layer!r}: it must be a Layer")
             if layer.width is not None and layer.width > self.width:
                 raise ValueError(f"layer {i}: width {layer.width} is more than the model's {self.width}")
+        object.__setattr__(self, "head", _whole("head", self.head, 1, None))
+        if self.head is not None and self.head > self.width:
+            raise ValueError(f"the head: width {self.head} is more than the model's {self.width}")
         if not any(layer.keep for layer in self.layers):
             raise ValueError("a plan must keep at least one layer")
 
     def __or__(self, other: Plan) -> Plan:
         """Both plans in one: unset fields are filled in, and a layer that either removes is removed.
 
-        Raises ValueError where the two set a field of a layer to different values, or are for different models.
+        Raises ValueError where the two set one field to different values, or are for different models.
         """
         if not isinstance(other, Plan):
             return NotImplemented
@@ -80,7 +89,10 @@ class Plan:
                 f"width {others[1]}: both must be for the same model"
             )
         pairs = enumerate(zip(self.layers, other.layers, strict=True))
-        return Plan(tuple(_merge(i, a, b) for i, (a, b) in pairs), self.width)
+        if None not in (self.head, other.head) and self.head != other.head:
+            raise ValueError(f"one plan sets the head to {self.head}, the other to {other.head}")
+        head = other.head if self.head is None else self.head
+        return Plan(tuple(_merge(i, a, b) for i, (a, b) in pairs), self.width, head)
 
     @property
     def kept(self) -> tuple[Layer, ...]:
@@ -99,10 +111,56 @@ class Plan:
         bits = [layer.bits for layer in self.kept]
         return None if None in bits else float(np.mean(bits))
 
+    @property
+    def slices(self) -> bool:
+        """Whether it slices at all: sets the head or the width of a kept layer, be it to all that there is."""
+        return self.head is not None or any(layer.width is not None for layer in self.kept)
+
+    @property
+    def stream(self) -> tuple[int, ...]:
+        """Widths of the residual stream: what each kept layer reads, in order, then what the head reads."""
+        return (*(layer.width or self.width for layer in self.kept), self.head or self.width)
+
+    def predicted_parameters(self, shape: Shape) -> int:
+        """Parameters of the model of this shape once it is compressed to the plan, exact for slicing and dropping.
+
+        A sliced model has its norms folded into the matrices that read them (the final norm too where the head is
+        sliced), a head of its own, and in every block shortcut matrices that carry the residual stream from one basis
+        to the next.
+
+        Raises ValueError for a shape with other blocks or another width, and where bits or outliers are set: what
+        scales and zero points take is not counted yet.
+        """
+        if (shape.L, shape.D) != (len(self.layers), self.width):
+            raise ValueError(
+                f"a plan for {len(self.layers)} layers of width {self.width} says nothing of a model with {shape.L} of "
+                f"width {shape.D}"
+            )
+        for name in ("bits", "outliers"):
+            if any(getattr(layer, name) is not None for layer in self.kept):
+                raise ValueError(f"the plan sets {name}, and the size of a quantized model can't be predicted yet")
+        kept = [i for i, layer in enumerate(self.layers) if layer.keep]
+        if not self.slices:
+            return sum(shape.parameters[i] for i in kept) + shape.other_parameters
+
+        total = shape.embedding_rows * self.stream[0]
+        for i, (reads, writes) in zip(kept, pairwise(self.stream), strict=True):
+            total += shape.reads[i] * reads + shape.writes[i] * writes + shape.untouched[i]
+            # Sequential blocks have a second shortcut, after attention, where the width stays.
+            total += reads * writes + (0 if shape.parallel else reads * reads)
+        if self.head is None:
+            return total + shape.final_parameters
+        return total + shape.head_rows * self.head + shape.head_bias
+
+    def predicted_bytes(self, shape: Shape) -> int:
+        """Bytes of the weights as stored, at the dtype of the shape; counts and raises as `predicted_parameters`."""
+        return self.predicted_parameters(shape) * shape.bytes_per_parameter
+
     def to_json(self) -> str:
         """The plan as text for a file, one line per layer with the fields it sets, so that a diff compares plans."""
         lines = ",\n".join(f"    {json.dumps(_set(layer))}" for layer in self.layers)
-        return f'{{\n  "width": {self.width},\n  "layers": [\n{lines}\n  ]\n}}\n'
+        head = "" if self.head is None else f'  "head": {self.head},\n'
+        return f'{{\n  "width": {self.width},\n{head}  "layers": [\n{lines}\n  ]\n}}\n'
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -111,7 +169,7 @@ class Plan:
             content = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"a plan must be JSON: {error}") from error
-        _check_names(content, ("width", "layers"), "a plan", required=True)
+        _check_names(content, ("width", "head", "layers"), "a plan", required=("width", "layers"))
         if not isinstance(content["layers"], list):
             raise ValueError('"layers" of a plan must be a list')
         layers = []
@@ -121,7 +179,7 @@ class Plan:
                 layers.append(Layer(**layer))
             except ValueError as error:
                 raise ValueError(f"layer {i}: {error}") from error
-        return cls(tuple(layers), content["width"])
+        return cls(tuple(layers), content["width"], content.get("head"))
 
     def __repr__(self) -> str:
         names, rows = self._table()
@@ -139,9 +197,10 @@ class Plan:
 
     def _summary(self) -> str:
         bits = "" if self.average_bits is None else f", average bits {self.average_bits:.2f}"
+        head = "" if self.head is None else f", head {self.head}"
         removed = len(self.layers) - len(self.kept)
         return (
-            f"Plan for {len(self.layers)} layers of width {self.width}: mean slice {self.mean_slice:.1%}{bits}"
+            f"Plan for {len(self.layers)} layers of width {self.width}: mean slice {self.mean_slice:.1%}{head}{bits}"
             f"{f', {removed} removed' if removed else ''}"
         )
 
@@ -181,11 +240,10 @@ def _merge(i: int, a: Layer, b: Layer) -> Layer:
     return Layer(**mine | others)
 
 
-def _check_names(content, names: Iterable[str], what: str, required: bool = False) -> None:
-    names = tuple(names)
+def _check_names(content, names: Iterable[str], what: str, required: Iterable[str] = ()) -> None:
     if not isinstance(content, dict):
         raise ValueError(f"{what} must be an object with {', '.join(names)}, not {content!r}")
     if unknown := sorted(content.keys() - set(names)):
         raise ValueError(f"{what} has no field {', '.join(map(repr, unknown))}; its fields are {', '.join(names)}")
-    if required and (missing := [name for name in names if name not in content]):
+    if missing := [name for name in required if name not in content]:
         raise ValueError(f"{what} lacks {', '.join(missing)}")
