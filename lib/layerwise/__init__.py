@@ -1,10 +1,13 @@
 """Layer by Layer: score the blocks of a language model, plan, compress to the plan, evaluate.
 
 Everything that a notebook needs is reached from here: `import layerwise as lw`, then `lw.load`, `lw.scores.lim`, ...
-Names are resolved when they are first used, so that importing the package costs nothing.
+Names are resolved when they are first used. What importing the package does is to let transformers know the sliced
+models, so that `AutoModelForCausalLM.from_pretrained` finds them.
 """
 
 from importlib import import_module
+
+from layerwise import sliced as sliced  # registers its classes
 
 __version__ = "0.1.0"
 
@@ -13,6 +16,8 @@ _FUNCTIONS = {
     "save": "models",
     "tokens": "corpora",
     "shape": "architectures",
+    "calibrate": "slicing",
+    "compress": "compression",
     "Plan": "plans",
     "Layer": "plans",
     "perplexity": "evaluation",
@@ -32,6 +37,7 @@ _MODULES = (
     "plans",
     "results",
     "scores",
+    "slicing",
     "stats",
     "world",
 )

@@ -6,15 +6,31 @@ Hugging Face `...ForCausalLM`; those of a block are relative to the block.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import nn
 
+SLICED = "sliced_"  # before the family in the `model_type` of a sliced model
+
 
 class UnsupportedArchitecture(ValueError):
     """A model family that the table does not hold."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Part of a block that reads the residual stream once and writes to it: attention, MLP, or both side by side."""
+
+    norm: str
+    attention: bool
+    mlp: bool
+    reads: tuple[str, ...]  # linear layers, [out, D]
+    writes: tuple[str, ...]  # linear layers, [D, in]
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,27 @@ class Architecture:
     def parallel(self) -> bool:
         """Whether attention and MLP read the same input and are added up."""
         return self.mlp_norm is None
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """What a block does, in order: attention then MLP, or the one step of a parallel block."""
+        if self.parallel:
+            reads = self.attention_inputs + self.mlp_inputs
+            return (Step(self.attention_norm, True, True, reads, (self.attention_output, self.mlp_output)),)
+        return (
+            Step(self.attention_norm, True, False, self.attention_inputs, (self.attention_output,)),
+            Step(self.mlp_norm, False, True, self.mlp_inputs, (self.mlp_output,)),
+        )
+
+    @property
+    def attention(self) -> str:
+        """Path of the attention module in the block."""
+        return self.attention_output.rpartition(".")[0]
+
+    @property
+    def mlp(self) -> str:
+        """Path of the MLP module in the block; "" where its layers are the block's own (OPT)."""
+        return self.mlp_output.rpartition(".")[0]
 
 
 _LLAMA = Architecture(
@@ -101,6 +138,7 @@ def architecture(model) -> Architecture:
     """
     config = getattr(model, "config", model)
     family = config if isinstance(config, str) else getattr(config, "model_type", None)
+    family = (family or "").removeprefix(SLICED)  # parts of a sliced model are where its family has them
     if family not in ARCHITECTURES:
         named = f"the architecture {family!r}" if family else f"{type(model).__name__}, which names no model_type,"
         raise UnsupportedArchitecture(
@@ -114,6 +152,27 @@ def architecture(model) -> Architecture:
 def blocks(model) -> nn.ModuleList:
     """The decoder blocks of a model, in order: `[L]` modules."""
     return model.get_submodule(architecture(model).blocks)
+
+
+def is_sliced(model) -> bool:
+    """Whether the model was sliced: then its blocks read and write in bases of their own, of their own width."""
+    return model.config.model_type.startswith(SLICED)
+
+
+@contextmanager
+def forwards(modules: Sequence[nn.Module], stand_ins: Sequence[Callable]) -> Iterator[None]:
+    """Let `modules` answer with `stand_ins` for a while; what an instance had of its own comes back afterwards."""
+    own = [vars(module).get("forward") for module in modules]
+    try:
+        for module, stand_in in zip(modules, stand_ins, strict=True):
+            module.forward = stand_in
+        yield
+    finally:
+        for module, forward in zip(modules, own, strict=True):
+            if forward is not None:
+                module.forward = forward
+            elif "forward" in vars(module):
+                del module.forward
 
 
 def written(output) -> torch.Tensor:
@@ -141,6 +200,16 @@ class Shape:
     bytes: tuple[int, ...]  # of each block
     other_parameters: int  # embeddings, final norm, head
     other_bytes: int
+    # What `Plan.predicted_parameters` needs to know of slicing. A block's norms are folded into the linear layers that
+    # read them, and so are in none of its three counts; a shift that is folded becomes a bias.
+    reads: tuple[int, ...]  # of each block, per column of the stream that it reads
+    writes: tuple[int, ...]  # of each block, per column of the stream that it writes at its end
+    untouched: tuple[int, ...]  # of each block, whatever the widths: biases of what reads, norms of q and k
+    parallel: bool  # attention and MLP write the stream together, so that a block needs one shortcut matrix, not two
+    embedding_rows: int  # of all embeddings: tokens, and positions where they are added to the stream
+    final_parameters: int  # final norm and head as they are, the head counted even if it is tied
+    head_rows: int  # vocabulary: per column that the head reads
+    head_bias: int  # the head's bias once the final norm is folded into it, or 0
 
     @property
     def total_parameters(self) -> int:
@@ -152,6 +221,11 @@ class Shape:
         """Bytes of the whole model at `dtype`."""
         return sum(self.bytes) + self.other_bytes
 
+    @property
+    def bytes_per_parameter(self) -> int:
+        """Bytes of one weight at `dtype`."""
+        return self.total_bytes // self.total_parameters
+
 
 def shape(model) -> Shape:
     """The `Shape` of a model, on any device; on "meta" too, where no weights are needed.
@@ -159,12 +233,14 @@ def shape(model) -> Shape:
     Bytes are those of the checkpoint: `lw.load` notes the stored dtype on the model as `stored_dtype`, because
     computing a bfloat16 model in float32 doesn't make it larger. A model without that note is counted as in memory.
     """
+    found, each = architecture(model), blocks(model)
     stored = getattr(model, "stored_dtype", None) or model.dtype
-    each = blocks(model)
     parameters = tuple(sum(p.numel() for p in block.parameters()) for block in each)
     weights = tuple(sum(linear.weight.numel() for linear in linears(block).values()) for block in each)
     other = sum(p.numel() for p in model.parameters()) - sum(parameters)  # .parameters() gives a tied weight once
     size = torch.empty(0, dtype=stored).element_size()
+    reads, writes, untouched = zip(*(_by_column(block, found) for block in each), strict=True)
+    head, final_norm = model.get_submodule(found.head), model.get_submodule(found.final_norm)
     return Shape(
         L=len(each),
         D=model.config.hidden_size,
@@ -174,4 +250,36 @@ def shape(model) -> Shape:
         bytes=tuple(size * count for count in parameters),
         other_parameters=other,
         other_bytes=size * other,
+        reads=reads,
+        writes=writes,
+        untouched=untouched,
+        parallel=found.parallel,
+        embedding_rows=sum(model.get_submodule(path).weight.shape[0] for path in found.embeddings),
+        final_parameters=_count(final_norm) + _count(head),
+        head_rows=head.out_features,
+        head_bias=_folded_bias(head, final_norm),
     )
+
+
+def _by_column(block: nn.Module, found: Architecture) -> tuple[int, int, int]:
+    """Parameters of a block per column that it reads, per column that it writes at its end, and the rest."""
+    reads, counted, biases = 0, set(), 0
+    for step in found.steps:
+        norm = block.get_submodule(step.norm)
+        readers, writers = ([block.get_submodule(path) for path in paths] for paths in (step.reads, step.writes))
+        writes = sum(linear.in_features + (linear.bias is not None) for linear in writers)
+        # What an earlier step than the last writes has the width that the block reads.
+        reads += sum(linear.out_features for linear in readers) + (0 if step == found.steps[-1] else writes)
+        biases += sum(_folded_bias(linear, norm) for linear in readers)
+        counted |= {parameter for module in (norm, *readers, *writers) for parameter in module.parameters()}
+    untouched = biases + sum(parameter.numel() for parameter in block.parameters() if parameter not in counted)
+    return reads, writes, untouched
+
+
+def _folded_bias(linear: nn.Linear, norm: nn.Module) -> int:
+    """Parameters of the bias of a linear layer once the norm before it is folded into it."""
+    return linear.out_features if linear.bias is not None or getattr(norm, "bias", None) is not None else 0
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

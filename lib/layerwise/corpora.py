@@ -95,6 +95,15 @@ def check_tokens(tokens: Tensor, vocab_size: int) -> None:
         )
 
 
+def check_mask(mask: Tensor | None, tokens: Tensor) -> None:
+    """Raise unless `mask` is None or has the shape of `tokens` `[n, length]` and keeps at least one of them."""
+    if mask is not None and not (mask.shape == tokens.shape and mask.any()):
+        raise ValueError(
+            f"mask must have the shape of the tokens, {list(tokens.shape)}, and keep at least one; "
+            f"it has the shape {list(mask.shape)} and keeps {int(mask.sum())}"
+        )
+
+
 def _file_documents(name: str, split: str) -> list[str]:
     """Documents of one split of a local file; the last fifth of its text or lines is the test split."""
     path = Path(name).expanduser()

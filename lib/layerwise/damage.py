@@ -4,10 +4,9 @@ Damage to block i can't change what enters it, so the dense model runs once per 
 block, and each damaged model starts at its block: half the blocks on average, none of them copied but the damaged one.
 """
 
-import contextlib
 import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -139,7 +138,7 @@ def _dense(model, blocks, tokens):
 
         return run
 
-    with _forwards(blocks, [recording(block.forward) for block in blocks]):
+    with architectures.forwards(blocks, [recording(block.forward) for block in blocks]):
         logits = evaluation.logits(model, tokens)
     return logits, entering, (lambda state: (state,)) if any(tuples) else (lambda state: state)
 
@@ -151,21 +150,5 @@ def _from_block(model, blocks, i, stand_in, hidden, give, tokens):
     """
     passing = [lambda ignored, *args, **kwargs: give(ignored)] * i
     damaged = [lambda ignored, *args, **kwargs: give(architectures.written(stand_in(hidden, *args, **kwargs)))]
-    with _forwards(blocks[: i + 1], passing + damaged):
+    with architectures.forwards(blocks[: i + 1], passing + damaged):
         return evaluation.logits(model, tokens)
-
-
-@contextlib.contextmanager
-def _forwards(blocks, forwards: Sequence[Callable]) -> Iterator[None]:
-    """Let `blocks` answer with `forwards` for a while; what an instance had of its own comes back afterwards."""
-    own = [vars(block).get("forward") for block in blocks]
-    try:
-        for block, forward in zip(blocks, forwards, strict=True):
-            block.forward = forward
-        yield
-    finally:
-        for block, forward in zip(blocks, own, strict=True):
-            if forward is not None:
-                block.forward = forward
-            elif "forward" in vars(block):
-                del block.forward

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from layerwise import stats
 from layerwise.architectures import blocks, linears, written
-from layerwise.corpora import check_tokens
+from layerwise.corpora import check_mask, check_tokens
 
 GROUPS = 8  # into which `measure` splits the windows for a score that it can't look into
 
@@ -128,7 +128,7 @@ def measure(score: Callable, model, tokens: Tensor, mask: Tensor | None = None, 
     """
     if score is lim:
         return statistics(model, tokens, mask, **options).lim
-    _check_mask(mask, tokens)
+    check_mask(mask, tokens)
 
     def call(part, kept):
         return _checked(score(model, part, **options if kept is None else options | {"mask": kept}), score, model)
@@ -155,7 +155,7 @@ def statistics(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8
     infinite hidden states, naming the first block that has them.
     """
     check_tokens(tokens, model.config.vocab_size)
-    _check_mask(mask, tokens)
+    check_mask(mask, tokens)
     keep = torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
     device = next(model.parameters()).device
     starts = range(0, len(tokens), batch)
@@ -170,14 +170,6 @@ def statistics(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8
     means = torch.cat(found, dim=2).numpy()  # [4, L, n]
     means[1:] /= model.config.hidden_size
     return Statistics(keep.sum(1).numpy(), *means)
-
-
-def _check_mask(mask: Tensor | None, tokens: Tensor) -> None:
-    if mask is not None and not (mask.shape == tokens.shape and mask.any()):
-        raise ValueError(
-            f"mask must have the shape of the tokens, {list(tokens.shape)}, and keep at least one; "
-            f"it has the shape {list(mask.shape)} and keeps {int(mask.sum())}"
-        )
 
 
 @contextmanager

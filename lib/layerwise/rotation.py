@@ -1,0 +1,100 @@
+"""Weights of a dense model in another basis of the residual stream.
+
+A basis is `[D, w]`, a direction a column; with `x` a row of the dense stream, the new stream holds `x basis`. What
+reads the stream takes the norm before it along: `W diag(scale) basis` for `W [out, D]`, and `W shift` on its bias. What
+writes it becomes `basis' W` for `W [D, in]`. A basis whose columns have mean zero centres what is written, which is
+the part of LayerNorm that ScaleFreeNorm leaves out.
+
+Products are taken in float32, or in float64 for float64 weights, and stored in the dtype and on the device of the
+dense weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.architectures import Step
+
+
+def embed(dense, small, paths: Sequence[str], basis: Tensor) -> None:
+    """Embeddings at `paths` that write the stream in `basis` `[D, w]`."""
+    for path in paths:
+        weight = dense.get_submodule(path).weight
+        put(small.get_submodule(path), "weight", _wide(weight) @ _like(basis, weight), weight)
+
+
+def read(dense, small, norm: str, paths: Sequence[str], basis: Tensor) -> None:
+    """Linear layers at `paths` that read the stream in `basis` `[D, w]`, without the scale and shift of `norm`."""
+    norm = dense.get_submodule(norm)
+    scale, shift = norm.weight, getattr(norm, "bias", None)
+    for path in paths:
+        old, new = dense.get_submodule(path), small.get_submodule(path)
+        weight = _wide(old.weight)
+        scaled = weight if scale is None else weight * _like(scale, weight)
+        put(new, "weight", scaled @ _like(basis, weight), old.weight)
+        if new.bias is not None:
+            bias = weight.new_zeros(len(weight)) if old.bias is None else _wide(old.bias)
+            put(new, "bias", bias if shift is None else bias + weight @ _like(shift, weight), old.weight)
+
+
+def write(dense, small, paths: Sequence[str], basis: Tensor) -> None:
+    """Linear layers at `paths` that write the stream in `basis` `[D, w]`."""
+    for path in paths:
+        old, new = dense.get_submodule(path), small.get_submodule(path)
+        put(new, "weight", _like(basis, old.weight).T @ _wide(old.weight), old.weight)
+        if old.bias is not None:
+            put(new, "bias", _wide(old.bias) @ _like(basis, old.bias), old.bias)
+
+
+def pass_on(shortcut: nn.Linear, before: Tensor, after: Tensor, like: Tensor) -> None:
+    """A shortcut from the stream in the basis `before` `[D, w]` to the stream in `after` `[D, v]`."""
+    put(shortcut, "weight", after.T @ before, like)
+
+
+def lend(dense, small, step: Step, shortcut: nn.Linear, basis: Tensor) -> None:
+    """Let a step, which reads the stream in `basis`, write the dense one, until it is known in which basis to write."""
+    for path in step.writes:
+        old, new = dense.get_submodule(path), small.get_submodule(path)
+        new.weight, new.bias = old.weight, old.bias
+    put(shortcut, "weight", basis, dense.get_submodule(step.writes[0]).weight)
+
+
+def keep(dense, small, touched: Sequence[str], share: bool) -> None:
+    """Take over the parameters that no basis touches, copied unless `share`: all but those of modules at `touched`."""
+    wanted = dict(small.named_parameters(remove_duplicate=False))
+    for name, parameter in dense.named_parameters(remove_duplicate=False):
+        if name in wanted and not any(name.startswith(f"{path}.") for path in touched):
+            path, _, last = name.rpartition(".")
+            put(small.get_submodule(path), last, parameter if share else parameter.clone(), parameter)
+
+
+def keep_buffers(dense, small) -> None:
+    """Copy modules that hold buffers and no parameters, such as rotary embeddings: no checkpoint has these."""
+    for name, module in list(dense.named_modules()):
+        if next(module.buffers(recurse=False), None) is not None and next(module.parameters(), None) is None:
+            small.set_submodule(name, copy.deepcopy(module))
+
+
+def free(module: nn.Module) -> None:
+    """Let go of the weights of a module; what shares their memory keeps it."""
+    for parameter in module.parameters():
+        parameter.data = parameter.new_empty(0)
+
+
+def put(module: nn.Module, name: str, value: Tensor, like: Tensor) -> None:
+    """Set a parameter of `module` to `value`, in the dtype and on the device of `like`."""
+    value = value.detach().to(like.device, like.dtype).contiguous()
+    setattr(module, name, nn.Parameter(value, requires_grad=False))
+
+
+def _wide(tensor):
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _like(tensor, other):
+    """`tensor` where `other` is, in the dtype that products with it are taken in."""
+    return tensor.to(other.device, torch.float64 if other.dtype == torch.float64 else torch.float32)

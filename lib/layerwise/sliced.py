@@ -1,0 +1,166 @@
+"""Sliced models as transformers models: a configuration and a model class per family, registered when imported.
+
+A sliced model differs from its dense family in four ways, and in nothing else:
+
+- the residual stream has another width in every block, given by the plan in the configuration;
+- norms have no parameters: their scale and shift went into the linear layers that read them (`ScaleFreeNorm`);
+- the residual path goes through shortcut matrices, because neighbouring blocks write in different bases;
+- the embedding is never tied to the head.
+
+`hidden_size` stays the dense width `D`: attention heads have their size from it, and norms still divide by it.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from operator import attrgetter
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+
+from layerwise.architectures import ARCHITECTURES, SLICED, Architecture, Step, architecture, blocks
+from layerwise.plans import Plan
+
+
+class ScaleFreeNorm(nn.Module):
+    """RMSNorm without a scale, dividing by the root mean square over the dense width `D`: `[..., w] -> [..., w]`.
+
+    What was cut off is taken as 0, as in SliceGPT (arXiv 2401.15024), so the mean is over `D`, not over `w`. On a
+    stream that was centred when it was written, it is LayerNorm without scale and shift.
+    """
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.width = width
+        self.eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        x = hidden if hidden.dtype == torch.float64 else hidden.float()
+        mean_square = x.square().sum(-1, keepdim=True) / self.width
+        return (x * torch.rsqrt(mean_square + self.eps)).to(hidden.dtype)
+
+
+class SlicedBlock:
+    """What every sliced block does; mixed into the block class of a family, whose attention and MLP stay as they are.
+
+    `shortcuts` `[steps]` are the matrices of the residual path. Dropout of what attention and MLP write, which some
+    families have for training, is left out.
+    """
+
+    architecture: Architecture
+
+    def forward(self, hidden_states: Tensor, **kwargs) -> Tensor:
+        """`[n, length, w_i] -> [n, length, w_{i+1}]`; `kwargs` go to the attention."""
+        for step, shortcut in zip(self.architecture.steps, self.shortcuts, strict=True):
+            hidden_states = self.take(step, shortcut, hidden_states, **kwargs)
+        return hidden_states
+
+    def take(self, step: Step, shortcut: nn.Module, hidden: Tensor, **kwargs) -> Tensor:
+        """One step: what passes the shortcut, plus what attention and MLP add to it."""
+        read = attrgetter(step.norm)(self)(hidden)
+        hidden = shortcut(hidden)
+        if step.attention:
+            hidden = hidden + attrgetter(self.architecture.attention)(self)(hidden_states=read, **kwargs)[0]
+        if step.mlp:
+            hidden = hidden + self._mlp(read)
+        return hidden
+
+    def _mlp(self, read):
+        table = self.architecture
+        if table.mlp:
+            return attrgetter(table.mlp)(self)(read)
+        into, out = attrgetter(*table.mlp_inputs, table.mlp_output)(self)
+        return out(self.activation_fn(into(read)))
+
+
+class SlicedModel:
+    """What every sliced `...ForCausalLM` does; mixed into that of a family."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        _cut(self, self.plan)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that the model was sliced to."""
+        return Plan.from_json(json.dumps(self.config.plan))
+
+
+def skeleton(model, plan: Plan) -> nn.Module:
+    """What `model`, dense or sliced, is when it is sliced to `plan`: shapes without weights, on the meta device."""
+    config = model.config
+    content = config.to_dict() | {"plan": json.loads(plan.to_json()), "tie_word_embeddings": False}
+    content = {name: value for name, value in content.items() if name not in ("model_type", "architectures")}
+    family = config.model_type.removeprefix(SLICED)
+    new = AutoConfig.for_model(SLICED + family, **content | {"dtype": model.dtype})
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(new, attn_implementation=config._attn_implementation)
+    return empty.eval().requires_grad_(False)
+
+
+def widths(plan: Plan) -> list[int]:
+    """Widths of the residual stream, `[L + 1]`: what each block reads, then what the head reads."""
+    return [layer.width or plan.width for layer in plan.layers] + [plan.head or plan.width]
+
+
+def _cut(model, plan: Plan) -> None:
+    """Give the parts of a dense model that was just made, whose weights have no value yet, the shapes of the plan."""
+    table = architecture(model)
+    stream = widths(plan)
+    for path in table.embeddings:
+        embedding = model.get_submodule(path)
+        embedding.embedding_dim = stream[0]
+        embedding.weight = nn.Parameter(torch.empty(len(embedding.weight), stream[0], dtype=embedding.weight.dtype))
+    for block, width, after in zip(blocks(model), stream, stream[1:], strict=False):
+        block.__class__ = _block_class(type(block), table)
+        block.shortcuts = nn.ModuleList()
+        for step in table.steps:
+            out = after if step.mlp else width  # the attention of a sequential block writes at the width of its MLP
+            for path in step.reads:
+                _reshape(block, path, width=width, bias=table.norm == "layer")
+            for path in step.writes:
+                _reshape(block, path, out=out)
+            _replace_norm(block, step.norm, plan.width)
+            block.shortcuts.append(nn.Linear(width, out, bias=False, dtype=model.dtype))
+    if plan.head:
+        _reshape(model, table.head, width=plan.head, bias=table.norm == "layer")
+        _replace_norm(model, table.final_norm, plan.width)
+
+
+def _reshape(parent, path, width=None, out=None, bias=False):
+    """A linear layer anew with another input or output width, and with a bias if it had one or `bias` asks for one."""
+    old = parent.get_submodule(path)
+    sizes = (width or old.in_features, out or old.out_features)
+    parent.set_submodule(path, nn.Linear(*sizes, bias=bias or old.bias is not None, dtype=old.weight.dtype))
+
+
+def _replace_norm(parent, path, width):
+    norm = parent.get_submodule(path)
+    eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+    parent.set_submodule(path, ScaleFreeNorm(width, eps))
+
+
+@cache
+def _block_class(dense: type, table: Architecture) -> type:
+    return type(f"Sliced{dense.__name__}", (SlicedBlock, dense), {"architecture": table, "__module__": __name__})
+
+
+def _register(family: str) -> None:
+    """Make the classes of a family and let transformers' AutoConfig and AutoModelForCausalLM know them."""
+    dense_config = type(AutoConfig.for_model(family))
+    dense_model = MODEL_FOR_CAUSAL_LM_MAPPING[dense_config]
+    named = {"__module__": __name__, "__annotations__": {"plan": "dict | None"}}
+    config = type(
+        f"Sliced{dense_config.__name__}", (dense_config,), named | {"model_type": SLICED + family, "plan": None}
+    )
+    named = {"__module__": __name__, "config_class": config}
+    named["_no_split_modules"] = [f"Sliced{name}" for name in dense_model._no_split_modules]
+    model = type(f"Sliced{dense_model.__name__}", (SlicedModel, dense_model), named)
+    AutoConfig.register(SLICED + family, config, exist_ok=True)
+    AutoModelForCausalLM.register(config, model, exist_ok=True)
+
+
+for _family in ARCHITECTURES:
+    _register(_family)

@@ -1,0 +1,299 @@
+"""SliceGPT (arXiv 2401.15024), done to a plan with a width per block (arXiv 2411.03513).
+
+Every place where the residual stream is read gets a basis, the principal components of what passes there on the
+calibration tokens. Stored in that basis, the stream loses its trailing columns. Two calibrations:
+
+- *sequential*, as in the papers: each PCA sees what the blocks before it, already sliced, put out (`slice_model`);
+- *shared*: all bases from the dense model (`calibrate`), after which slicing to any plan is cutting the corners of the
+  rotated weights (`truncate`).
+
+The arithmetic is in `rotation`, the model in `sliced`. At full width neither changes what the model computes.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from layerwise import rotation
+from layerwise.architectures import UnsupportedArchitecture, architecture, blocks, forwards, is_sliced
+from layerwise.corpora import check_mask, check_tokens
+from layerwise.plans import Layer, Plan
+from layerwise.sliced import skeleton, widths
+
+
+class Gram:
+    """Sum of `x' x` over rows of hidden states: float64 `[D, D]`, whatever the dtype of the states.
+
+    Products of one batch are taken in float32 (float64 for float64 states): products of bfloat16 numbers are exact in
+    it, while a sum rounded to bfloat16 would drown all but the first components. With `center`, rows lose their mean
+    first, as they do in LayerNorm.
+    """
+
+    def __init__(self, center: bool = False):
+        self.center = center
+        self.total: Tensor | None = None
+
+    def add(self, states: Tensor, keep: Tensor | None = None) -> None:
+        """Add hidden states `[n, length, D]`, or rows of them in that order; only where `keep` `[n, length]` is True."""
+        rows = states.flatten(0, -2)
+        rows = rows if keep is None else rows[keep.flatten().to(rows.device)]
+        rows = rows if rows.dtype == torch.float64 else rows.float()
+        if self.center:
+            rows = rows - rows.mean(-1, keepdim=True)
+        part = _float64(rows.T @ rows)
+        self.total = part if self.total is None else self.total.add_(part)
+
+    def pca(self, where: str = "the hidden state") -> tuple[Tensor, Tensor]:
+        """Principal components without centring the columns: eigenvalues `[D]`, largest first, and the basis `[D, D]`
+        with a component a column, both float64.
+
+        With `center`, the direction that no centred row has is a column of zeros.
+        Raises ValueError that names `where` if states were NaN or infinite.
+        """
+        if not self.total.isfinite().all():
+            raise ValueError(
+                f"{where} is NaN or infinite: weights up to there are damaged, or the dtype overflows (float16 does "
+                "where bfloat16 and float32 don't)"
+            )
+        values, vectors = torch.linalg.eigh(self.total)
+        vectors = vectors.flip(1)
+        return values.flip(0), vectors - vectors.mean(0) if self.center else vectors
+
+
+@dataclass(frozen=True, eq=False)
+class Bases:
+    """A dense model in its principal components, at full width: what every plan is a truncation of.
+
+    `eigenvalues` has one float64 `[D]` per place where the stream is read, largest first: block by block the input of
+    the attention and, in sequential families, that of the MLP; last, that of the head. Divided by their sum they are
+    the share of the stream that each component carries. `head` `[D, D]` is the basis of that last place.
+    """
+
+    rotated: nn.Module
+    head: Tensor
+    eigenvalues: tuple[Tensor, ...]
+    source: weakref.ref  # the dense model
+
+
+def calibrate(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> Bases:
+    """Bases of the dense model on `tokens` `[n, length]`, for slicing it to many plans: `compress(calibration=bases)`.
+
+    `mask` `[n, length]` is 1 for tokens and 0 for padding, which the PCA leaves out. One forward pass without the
+    head, `batch` windows at a time; hidden states are not kept. The result holds one rotated copy of the model.
+
+    Raises ValueError for tokens outside the vocabulary and for NaN or infinite hidden states, naming the block, and
+    UnsupportedArchitecture. Warns if there are fewer tokens than `D`.
+    """
+    check(model, tokens, mask)
+    table = architecture(model)
+    places = [block.get_submodule(step.norm) for block in blocks(model) for step in table.steps]
+    places.append(model.get_submodule(table.final_norm))
+    grams = [Gram(table.norm == "layer") for _ in places]
+    keep: Tensor | None = None
+
+    def watch(gram):
+        return lambda norm, args: gram.add(args[0], keep)
+
+    handles = []
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            handles += [norm.register_forward_pre_hook(watch(gram)) for norm, gram in zip(places, grams, strict=True)]
+            for part, keep in _parts(model, tokens, mask, batch):
+                _run(model, part, keep)
+        finally:
+            for handle in handles:
+                handle.remove()
+        found = [gram.pca(where) for gram, where in zip(grams, _names(model), strict=True)]
+        bases = [basis for _, basis in found]
+        full = Plan(tuple(Layer(width=model.config.hidden_size) for _ in blocks(model)), model.config.hidden_size)
+        rotated = _slice(model, full, _Known(bases))
+    return Bases(rotated, bases[-1], tuple(values for values, _ in found), weakref.ref(model))
+
+
+def truncate(bases: Bases, plan: Plan) -> nn.Module:
+    """The rotated model of `bases` cut to `plan`: a new model, which shares no memory with it."""
+    full = bases.rotated
+    small = skeleton(full, plan)
+    if plan.head:  # in the rotated model the last block writes the stream as it is in the dense model
+        table = architecture(full)
+        basis, width = bases.head[:, : plan.head], widths(plan)[-2]
+        before, after, step = blocks(full)[-1], blocks(small)[-1], table.steps[-1]
+        rotation.write(before, after, step.writes, basis)
+        shortcut = before.shortcuts[-1].weight
+        rotation.put(after.shortcuts[-1], "weight", basis.T.to(shortcut) @ shortcut[:, :width], shortcut)
+        rotation.read(full, small, table.final_norm, [table.head], basis)
+    for name, empty in list(small.named_parameters()):
+        if not empty.is_meta:
+            continue
+        corner = full.get_parameter(name)[tuple(map(slice, empty.shape))]
+        path, _, last = name.rpartition(".")
+        rotation.put(small.get_submodule(path), last, corner.clone(), corner)
+    return _dress(full, small)
+
+
+def slice_model(
+    model, plan: Plan, tokens: Tensor, mask: Tensor | None = None, batch: int = 8, inplace: bool = False
+) -> nn.Module:
+    """Slice `model` to `plan`, taking each PCA from what the blocks before it, already sliced, put out.
+
+    Each step of a block runs once per batch of `tokens` `[n, length]`; arguments and errors are those of `calibrate`.
+    Memory beside the two models: the hidden states of all tokens. With `inplace`, a block of `model` is freed as soon
+    as it is sliced, so that both together take little more than the larger; `model` can't be used afterwards, nor if
+    this is interrupted.
+    """
+    check(model, tokens, mask)
+    with torch.inference_mode(False), torch.no_grad():
+        return _slice(model, plan, _Sequential(model, tokens, mask, batch), inplace)
+
+
+def check(model, tokens: Tensor, mask: Tensor | None = None) -> None:
+    """Raise, before any work, if `model` can't be sliced on `tokens`; warn if they are few."""
+    table, D = architecture(model), model.config.hidden_size
+    if is_sliced(model):
+        raise ValueError("the model is sliced already: slice the dense one, by a plan that says all")
+    narrow = any(model.get_submodule(path).embedding_dim != D for path in table.embeddings)
+    if narrow or attrgetter(table.final_norm)(model) is None:
+        raise UnsupportedArchitecture(
+            f"this {model.config.model_type} model has norms after its blocks' parts or embeddings of another width than "
+            "its stream (OPT-350m does): the models that can be sliced read the stream through a norm"
+        )
+    check_tokens(tokens, model.config.vocab_size)
+    check_mask(mask, tokens)
+    count = tokens.numel() if mask is None else int(mask.sum())
+    if count < D:
+        warnings.warn(
+            f"{count} calibration tokens for a stream of width {D}: the PCA says nothing about {D - count} of its "
+            f"directions. It needs {D} tokens at the very least, and many times that to be stable",
+            stacklevel=3,
+        )
+
+
+class _Known:
+    """Bases that were measured beforehand, in the order in which the stream is read."""
+
+    def __init__(self, bases: list[Tensor]):
+        self.bases = iter(bases)
+
+    def first(self) -> Tensor:
+        return next(self.bases)
+
+    def after(self, i, dense, block, step, shortcut, basis) -> Tensor:
+        return next(self.bases)
+
+
+class _Sequential:
+    """Bases from hidden states that pass through the model while it is being sliced, step by step."""
+
+    def __init__(self, model, tokens, mask, batch):
+        self.center = architecture(model).norm == "layer"
+        self.names = _names(model)
+        self.batches = [_enter(model, *part) for part in _parts(model, tokens, mask, batch)]
+
+    def first(self) -> Tensor:
+        gram = Gram(self.center)
+        for states, keep, _ in self.batches:
+            gram.add(states, keep)
+        return gram.pca(next(self.names))[1]
+
+    def after(self, i, dense, block, step, shortcut, basis) -> Tensor:
+        """The basis of what `step` of block i writes, given the stream in `basis` `[D, w]`."""
+        rotation.lend(dense, block, step, shortcut, basis)
+        gram = Gram(self.center)
+        for k, (states, keep, arguments) in enumerate(self.batches):
+            states = block.take(step, shortcut, states @ basis.to(states), **arguments[i])
+            gram.add(states, keep)
+            self.batches[k] = states, keep, arguments
+        return gram.pca(next(self.names))[1]
+
+
+def _slice(model, plan: Plan, bases: _Known | _Sequential, inplace: bool = False) -> nn.Module:
+    """`model` in `bases`, cut to `plan`. What the head reads is the dense model's own, unless the plan cuts it."""
+    table, stream = architecture(model), widths(plan)
+    small = skeleton(model, plan)
+    basis = bases.first()[:, : stream[0]]
+    rotation.embed(model, small, table.embeddings, basis)
+    pairs = list(zip(blocks(model), blocks(small), strict=True))
+    for i, (dense, block) in enumerate(tqdm(pairs, desc="slicing", unit="block", leave=False, delay=5)):
+        end = table.steps[-1] if i + 1 == len(pairs) and not plan.head else None
+        rotated = [path for step in table.steps for path in step.reads + (step.writes if step is not end else ())]
+        rotation.keep(dense, block, rotated, share=inplace)
+        for step, shortcut in zip(table.steps, block.shortcuts, strict=True):
+            rotation.read(dense, block, step.norm, step.reads, basis)
+            like = dense.get_submodule(step.writes[0]).weight
+            if step is end:
+                rotation.put(shortcut, "weight", basis, like)
+                break
+            before, width = basis, stream[i + 1] if step.mlp else stream[i]
+            basis = bases.after(i, dense, block, step, shortcut, before)[:, :width]
+            rotation.write(dense, block, step.writes, basis)
+            rotation.pass_on(shortcut, before, basis, like)
+        if inplace:
+            rotation.free(dense)
+    rotated = [table.blocks, *table.embeddings]
+    if plan.head:
+        rotation.read(model, small, table.final_norm, [table.head], basis)
+        rotated += [table.final_norm, table.head]
+    rotation.keep(model, small, rotated, share=inplace)
+    return _dress(model, small)
+
+
+def _dress(model, small) -> nn.Module:
+    """What belongs to a model beside its parameters."""
+    rotation.keep_buffers(model, small)
+    small.generation_config = copy.deepcopy(model.generation_config)
+    small.stored_dtype = getattr(model, "stored_dtype", model.dtype)
+    return small
+
+
+def _names(model) -> Iterator[str]:
+    """What passes at each place where the stream is read, in words."""
+    for i in range(len(blocks(model))):
+        yield f"what enters block {i}"
+        if not architecture(model).parallel:
+            yield f"what the attention of block {i} puts out"
+    yield "what the last block puts out"
+
+
+def _parts(model, tokens, mask, batch) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batches of `tokens` and of `mask`, where the model has its embedding."""
+    device = model.get_input_embeddings().weight.device
+    for start in tqdm(range(0, len(tokens), batch), desc="calibrating", unit="batch", leave=False, delay=5):
+        rows = slice(start, start + batch)
+        yield tokens[rows].to(device), None if mask is None else mask[rows].to(device).bool()
+
+
+def _run(model, tokens, keep) -> None:
+    attention = None if keep is None else keep.long()
+    model.base_model(input_ids=tokens, attention_mask=attention, use_cache=False)
+
+
+def _enter(model, tokens, keep) -> tuple[Tensor, Tensor | None, list[dict]]:
+    """What enters block 0, `[n, length, D]`; which of it to keep; and the arguments that each block gets beside it."""
+    entering, arguments = [], []
+
+    def record(hidden, **kwargs):
+        entering.append(hidden)
+        arguments.append(kwargs)
+        return hidden
+
+    each = blocks(model)
+    with forwards(each, [record] * len(each)):
+        _run(model, tokens, keep)
+    return entering[0], keep, arguments
+
+
+def _float64(tensor: Tensor) -> Tensor:
+    """In float64, on the CPU if the device has none."""
+    try:
+        return tensor.double()
+    except TypeError:
+        return tensor.cpu().double()
