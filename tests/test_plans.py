@@ -26,7 +26,8 @@ def layers(**kinds):
 
 def plans(smallest=1, largest=6, **kinds):
     each = st.lists(layers(**kinds), min_size=smallest, max_size=largest)
-    return each.filter(lambda found: any(x.keep for x in found)).map(lambda found: Plan(tuple(found), WIDTH))
+    kept = each.filter(lambda found: any(x.keep for x in found)).map(tuple)
+    return st.builds(Plan, kept, st.just(WIDTH), st.none() | st.just(WIDTH - 1))
 
 
 unset = st.none()
@@ -60,6 +61,19 @@ def test_two_values_for_one_field_name_layer_and_field():
     longer = Plan((Layer(),) * 3, WIDTH)
     with pytest.raises(ValueError, match="2 layers of width 16 can't be merged with one for 3 layers of width 16"):
         a | longer
+
+
+def test_a_head_is_merged_like_a_field():
+    cut, uncut = (Plan((Layer(),), WIDTH, head) for head in (8, None))
+    assert (cut | uncut).head == (uncut | cut).head == (cut | cut).head == 8 and (uncut | uncut).head is None
+    with pytest.raises(ValueError, match="one plan sets the head to 8, the other to 9"):
+        cut | Plan((Layer(),), WIDTH, 9)
+
+
+def test_stream_is_what_kept_layers_and_the_head_read():
+    layers = (Layer(width=8), Layer(keep=False, width=9), Layer())
+    assert Plan(layers, WIDTH).stream == (8, WIDTH, WIDTH)
+    assert Plan(layers, WIDTH, head=4).stream == (8, WIDTH, 4)
 
 
 def test_zero_outliers_is_a_value():
@@ -120,12 +134,20 @@ def test_impossible_plans_are_refused(layers, message):
 
 
 @pytest.mark.parametrize(
+    ("head", "message"), [(17, "the head: width 17 is more than the model's 16"), (0, "head must be at least 1, not 0")]
+)
+def test_impossible_heads_are_refused(head, message):
+    with pytest.raises(ValueError, match=message):
+        Plan((Layer(),), WIDTH, head)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "must be JSON"),
         ("[]", "a plan must be an object with width, head, layers"),
         ('{"layers": [{}]}', "a plan lacks width"),
-        ('{"layers": [{}], "width": 4, "budget": 1}', "a plan has no field 'budget'; its fields are width, head, layers"),
+        ('{"layers": [{}], "width": 4, "budget": 1}', "has no field 'budget'; its fields are width, head, layers"),
         (
             '{"layers": [{}, {"bit": 4}], "width": 4}',
             "layer 1 has no field 'bit'; its fields are keep, width, bits",
@@ -153,3 +175,5 @@ def test_table_shows_the_fields_that_are_set():
     assert lines[0] == "Plan for 3 layers of width 16: mean slice 0.0%, average bits 6.00, 1 removed"
     assert [line.split() for line in lines[1:]] == [["layer", "keep", "bits"], ["0", "8"], ["1", "4"], ["2", "False"]]
     assert plan._repr_html_().count("<tr>") == 4
+    cut = Plan((Layer(width=8),), WIDTH, head=12)
+    assert repr(cut).splitlines()[0] == "Plan for 1 layers of width 16: mean slice 50.0%, head 12"
