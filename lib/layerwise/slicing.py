@@ -43,7 +43,7 @@ class Gram:
         self.total: Tensor | None = None
 
     def add(self, states: Tensor, keep: Tensor | None = None) -> None:
-        """Add hidden states `[n, length, D]`, or rows of them in that order; only where `keep` `[n, length]` is True."""
+        """Add hidden states `[n, length, D]`, or `[n * length, D]`; only where `keep` `[n, length]` is True."""
         rows = states.flatten(0, -2)
         rows = rows if keep is None else rows[keep.flatten().to(rows.device)]
         rows = rows if rows.dtype == torch.float64 else rows.float()
@@ -163,8 +163,8 @@ def check(model, tokens: Tensor, mask: Tensor | None = None) -> None:
     narrow = any(model.get_submodule(path).embedding_dim != D for path in table.embeddings)
     if narrow or attrgetter(table.final_norm)(model) is None:
         raise UnsupportedArchitecture(
-            f"this {model.config.model_type} model has norms after its blocks' parts or embeddings of another width than "
-            "its stream (OPT-350m does): the models that can be sliced read the stream through a norm"
+            f"this {model.config.model_type} model has norms after attention and MLP, or embeddings of another width "
+            "than its stream (OPT-350m does): it can't be sliced. Those that can read the stream through norms"
         )
     check_tokens(tokens, model.config.vocab_size)
     check_mask(mask, tokens)
