@@ -73,6 +73,12 @@ def test_shape_counts_a_tied_embedding_once_and_bytes_as_stored():
     assert lw.shape(untied).total_bytes == 2 * lw.shape(untied).total_parameters
 
 
+def test_a_model_without_a_final_norm_has_a_shape():
+    """OPT-350m, which normalizes after attention and MLP."""
+    model = tiny("opt", word_embed_proj_dim=16, do_layer_norm_before=False)
+    assert lw.shape(model).total_parameters == sum(p.numel() for p in model.parameters())
+
+
 @pytest.mark.parametrize("family", ["gpt2", "mixtral"])
 def test_unsupported_family_is_named_and_the_supported_are_listed(family):
     with pytest.raises(UnsupportedArchitecture, match=rf"'{family}' is not supported.*llama.*phi3.*opt"):

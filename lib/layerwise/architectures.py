@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from functools import cached_property
 from typing import Literal
 
@@ -240,7 +241,8 @@ def shape(model) -> Shape:
     other = sum(p.numel() for p in model.parameters()) - sum(parameters)  # .parameters() gives a tied weight once
     size = torch.empty(0, dtype=stored).element_size()
     reads, writes, untouched = zip(*(_by_column(block, found) for block in each), strict=True)
-    head, final_norm = model.get_submodule(found.head), model.get_submodule(found.final_norm)
+    head = model.get_submodule(found.head)
+    final_norm = attrgetter(found.final_norm)(model)  # None in OPT-350m, which can be scored, though not sliced
     return Shape(
         L=len(each),
         D=model.config.hidden_size,
@@ -255,7 +257,7 @@ def shape(model) -> Shape:
         untouched=untouched,
         parallel=found.parallel,
         embedding_rows=sum(model.get_submodule(path).weight.shape[0] for path in found.embeddings),
-        final_parameters=_count(final_norm) + _count(head),
+        final_parameters=sum(_count(module) for module in (final_norm, head) if module is not None),
         head_rows=head.out_features,
         head_bias=_folded_bias(head, final_norm),
     )
