@@ -29,6 +29,105 @@ def test_no_window_is_an_error():
         stats.mean([])
 
 
+DRAWS, WINDOWS = np.array([1.0, 2, 6]), np.array([-4.0, -1, 0, 1, 3, 7])
+
+
+def reach(estimate):
+    assert estimate.high - estimate.value == pytest.approx(estimate.value - estimate.low)
+    return estimate.high - estimate.value
+
+
+def test_draws_alone_and_windows_alone_give_the_t_interval_of_a_mean():
+    by_draw = np.tile(DRAWS[:, None], 6)
+    assert stats.crossed_mean(by_draw) == pytest.approx(stats.mean(DRAWS))
+    assert stats.crossed_mean(by_draw.T) == pytest.approx(stats.mean(DRAWS))
+    assert stats.crossed_mean(np.tile(WINDOWS, (3, 1))) == pytest.approx(stats.mean(WINDOWS))
+
+
+def test_draws_and_windows_add_the_squares_of_their_reaches():
+    crossed = stats.crossed_mean(DRAWS[:, None] + WINDOWS)
+    assert crossed.value == 4
+    assert reach(crossed) ** 2 == pytest.approx(reach(stats.mean(DRAWS)) ** 2 + reach(stats.mean(WINDOWS)) ** 2)
+
+
+def test_noise_counts_once():
+    # Deviations of +1 and -1 that cancel in rows and columns, but for what both have: 2 draws, 4 windows, by hand.
+    noise = np.array([[1.0, -1, 1, -1], [-1, 1, -1, 1]])
+    assert reach(stats.crossed_mean(noise)) == 0  # no means differ: below what noise allows for, and never negative
+    effects = np.array([[0.0], [2]]) + np.array([0.0, 0, 8, 8]) + noise
+    # Windows: means 1 1 9 9 have variance 64 / 3, so 16 / 3 per mean of 4; noise: 8 / (1 * 3) / 8 = 1 / 3 of it.
+    expected = np.hypot(t.ppf(0.975, 1) * 1, t.ppf(0.975, 3) * np.sqrt(16 / 3 - 1 / 3))
+    assert reach(stats.crossed_mean(effects)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 40), (3, 40), (5, 12), (12, 5), (3, 3)])
+@pytest.mark.parametrize("shares", [(1, 1, 0.1), (2, 1, 1), (1, 2, 0.5), (0, 1, 1), (1, 0, 0.1), (0, 0, 1)])
+def test_crossed_intervals_cover_the_truth_at_least_as_often_as_they_say(shape, shares):
+    rng = np.random.default_rng(0)
+    runs, (n, m) = 400, shape
+    draw, window, noise = shares  # standard errors of the mean that each part gives
+    values = draw * n**0.5 * rng.normal(size=(runs, n, 1)) + window * m**0.5 * rng.normal(size=(runs, 1, m))
+    values = values + noise * (n * m) ** 0.5 * rng.normal(size=(runs, n, m))
+    covered = np.mean([e.low <= 0 <= e.high for e in map(stats.crossed_mean, values)])
+    assert covered > 0.95 - 3 * np.sqrt(0.05 * 0.95 / runs)
+
+
+def test_crossed_intervals_are_not_wider_than_they_need_be():
+    values = np.random.default_rng(0).normal(size=(300, 3, 1)) + np.zeros((300, 3, 20))
+    covered = np.mean([e.low <= 0 <= e.high for e in map(stats.crossed_mean, values)])
+    assert 0.91 < covered < 0.98
+
+
+@pytest.mark.parametrize("mean", [-3, -0.1, 0, 0.5, 30])
+def test_the_p_value_is_the_risk_of_the_interval_that_touches_zero(mean):
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        values = mean + rng.normal(size=(3, 1)) + rng.normal(size=(3, 8))
+        estimate = stats.crossed_mean(values, confidence=1 - stats.crossed_p_value(values))
+        assert min(abs(estimate.low), abs(estimate.high)) == pytest.approx(0, abs=1e-6 * reach(estimate))
+
+
+def test_p_values_without_spread_and_without_an_effect():
+    assert stats.crossed_p_value(np.full((3, 4), 0.5)) == 0
+    assert stats.crossed_p_value(np.zeros((3, 4))) == 1
+    assert stats.crossed_p_value(DRAWS[:, None] - DRAWS.mean() + np.zeros(4)) == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
+def test_one_draw_or_one_window_gives_no_interval(shape):
+    estimate = stats.crossed_mean(np.ones(shape))
+    assert estimate.value == 1 and np.isnan([estimate.low, estimate.high, stats.crossed_p_value(np.ones(shape))]).all()
+
+
+@pytest.mark.parametrize("values", [np.ones(4), np.ones((2, 0)), np.ones((2, 2, 2))])
+def test_crossed_values_of_another_shape_are_an_error(values):
+    with pytest.raises(ValueError, match=r"\[draws, windows\]"):
+        stats.crossed_mean(values)
+
+
+def test_a_draw_that_lacks_a_window_is_an_error():
+    with pytest.raises(ValueError, match="every draw needs a finite value for every window"):
+        stats.crossed_mean([[1, 2], [3, np.nan]])
+
+
+def test_holm_is_what_it_is_by_hand():
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.5, 0.9]) == pytest.approx([1, 1])
+    assert stats.holm([]).shape == (0,)
+
+
+def test_holm_rejects_anything_falsely_in_at_most_one_of_twenty_studies():
+    p_values = np.random.default_rng(0).uniform(size=(2000, 20))
+    assert np.mean([(stats.holm(p) < 0.05).any() for p in p_values]) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000)
+    assert (p_values < 0.05).any(axis=1).mean() > 0.5  # which is what it guards against
+
+
+@pytest.mark.parametrize("p_values", [[0.1, np.nan], [1.5], [[0.1]]])
+def test_what_is_no_p_value_is_an_error(p_values):
+    with pytest.raises(ValueError, match="numbers from 0 to 1"):
+        stats.holm(p_values)
+
+
 @given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=20))
 def test_rank_correlation_agrees_with_scipy_ties_included(pairs):
     x, y = np.array(pairs, float).T

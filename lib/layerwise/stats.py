@@ -1,12 +1,14 @@
-"""Means, intervals and rank correlations: the one place where numbers over windows become statements.
+"""Means, intervals, tests and rank correlations: the one place where numbers over windows become statements.
 
 The unit of every interval is a *window* (one row of tokens), because windows are drawn independently and the tokens
-within one are not. Nothing here knows a model; inputs are numpy arrays.
+within one are not; where calibration draws vary too, they are a second unit. Nothing here knows a model; inputs are
+numpy arrays.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy import optimize
 from scipy import stats as distributions
 
 
@@ -46,6 +48,61 @@ def mean(values, confidence: float = 0.95) -> Estimate:
         return Estimate(value, float("nan"), float("nan"))
     reach = float(half_width(standard_error(values), values.size - 1, confidence))
     return Estimate(value, value - reach, value + reach)
+
+
+def crossed_mean(values, confidence: float = 0.95) -> Estimate:
+    """Mean of `values` `[draws, windows]`, each draw measured on the same windows; the interval covers both.
+
+    That is: what other calibration draws and other windows would have given, not only other windows. Three draws say
+    little about draws, so the interval is wide where draws differ. Windows have one length and weigh alike.
+
+    A value is the mean + an effect of its draw + one of its window + noise. The means over windows are independent over
+    draws and have a t interval; the windows' own effects, that is their spread beyond noise, have another; the squares
+    of the two reaches are added ("MOVER"; Zou and Donner, Statistics in Medicine 2008). In simulations with 2 to 10
+    draws it covered 94 to 99 %, whatever the shares of draws, windows and noise; the usual way, Satterthwaite's degrees
+    of freedom, fell to 90 % with 2 draws and to 92 % with 3.
+
+    Low and high are NaN for a single draw or a single window, whose spread is unknown. Raises ValueError for missing or
+    infinite values and for another shape.
+    """
+    value, *errors = _crossed(values)
+    reach = _crossed_reach(errors, 1 - confidence)
+    return Estimate(value, value - reach, value + reach)
+
+
+def crossed_p_value(values) -> float:
+    """Two-sided p-value of the mean of `values` `[draws, windows]` being 0: below 0.05 where `crossed_mean` excludes 0.
+
+    NaN for a single draw or a single window.
+    """
+    value, *errors = _crossed(values)
+    if min(np.shape(values)) < 2:
+        return float("nan")
+    if value == 0:
+        return 1.0
+
+    def beyond(log_p):
+        return _crossed_reach(errors, np.exp(log_p)) - abs(value)
+
+    smallest = np.log(1e-100)
+    if beyond(smallest) < 0:  # as good as no spread at all
+        return 0.0
+    return float(np.exp(optimize.brentq(beyond, smallest, 0.0)))
+
+
+def holm(p_values) -> np.ndarray:
+    """Holm's adjusted p-values `[n]`: those below 0.05 are the ones to reject, with at most 5 % risk of any false one.
+
+    The k-th smallest is multiplied by n - k + 1 and raised to at least the one before, with 1 as the limit (Holm 1979).
+    It asks nothing of how the tests depend on each other.
+    """
+    p_values = np.asarray(p_values, np.float64)
+    if p_values.ndim != 1 or not ((p_values >= 0) & (p_values <= 1)).all():
+        raise ValueError(f"p-values must be an array [n] of numbers from 0 to 1, not {p_values}")
+    order = np.argsort(p_values)
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1))
+    return np.minimum(adjusted, 1)
 
 
 def rank_correlation(x, y, over=("blocks", "windows"), draws: int = 2000, seed: int = 0) -> Estimate:
@@ -88,6 +145,30 @@ def rank_correlation(x, y, over=("blocks", "windows"), draws: int = 2000, seed: 
         return Estimate(value, float("nan"), float("nan"))
     low, high = np.quantile(correlations, (0.025, 0.975))
     return Estimate(value, float(low), float(high))
+
+
+def _crossed(values) -> tuple[float, tuple[float, int], tuple[float, int]]:
+    """Mean of values `[draws, windows]`, and the (standard error, degrees) that each of the two axes adds to it."""
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"expected values [draws, windows] with at least one of each, but the shape is {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("every draw needs a finite value for every window, but some are missing or infinite")
+    value = float(values.mean())
+    if min(values.shape) < 2:
+        return value, (np.nan, 1), (np.nan, 1)
+    # The means over the longer axis have less noise in them. Their spread, noise included, is one part; what the
+    # means over the shorter axis spread beyond noise is the other, so that the noise counts once.
+    values = values if values.shape[0] <= values.shape[1] else values.T
+    few, many = values.shape
+    rows, columns = values.mean(axis=1), values.mean(axis=0)
+    noise = ((values - rows[:, None] - columns + value) ** 2).sum() / ((few - 1) * (many - 1)) / values.size
+    own = max(columns.var(ddof=1) / many - noise, 0)
+    return value, (rows.std(ddof=1) / np.sqrt(few), few - 1), (np.sqrt(own), many - 1)
+
+
+def _crossed_reach(errors, risk: float) -> float:
+    return float(np.hypot(*(distributions.t.isf(risk / 2, degrees) * error for error, degrees in errors)))
 
 
 def _means(values):
