@@ -119,13 +119,13 @@ def _cut(model, plan: Plan) -> None:
         for step in table.steps:
             out = after if step.mlp else width  # the attention of a sequential block writes at the width of its MLP
             for path in step.reads:
-                _reshape(block, path, width=width, bias=table.norm == "layer")
+                _reshape(block, path, width=width, bias=_shifts(block, step.norm))
             for path in step.writes:
                 _reshape(block, path, out=out)
             _replace_norm(block, step.norm, plan.width)
             block.shortcuts.append(nn.Linear(width, out, bias=False, dtype=model.dtype))
     if plan.head:
-        _reshape(model, table.head, width=plan.head, bias=table.norm == "layer")
+        _reshape(model, table.head, width=plan.head, bias=_shifts(model, table.final_norm))
         _replace_norm(model, table.final_norm, plan.width)
 
 
@@ -134,6 +134,11 @@ def _reshape(parent, path, width=None, out=None, bias=False):
     old = parent.get_submodule(path)
     sizes = (width or old.in_features, out or old.out_features)
     parent.set_submodule(path, nn.Linear(*sizes, bias=bias or old.bias is not None, dtype=old.weight.dtype))
+
+
+def _shifts(parent, path):
+    """Whether a norm has a shift, which becomes a bias of what reads it."""
+    return getattr(parent.get_submodule(path), "bias", None) is not None
 
 
 def _replace_norm(parent, path, width):
