@@ -31,8 +31,8 @@ def compress(
     `save_pretrained` and `from_pretrained`. A tied head is untied.
 
     Raises UnsupportedArchitecture, and ValueError for a plan of another model, tokens that are missing or outside the
-    vocabulary, and hidden states that are NaN or infinite, naming the block. Warns if there are fewer tokens than the
-    stream is wide.
+    vocabulary, and weights or hidden states that are NaN or infinite, naming the block. Warns if there are fewer tokens
+    than the stream is wide.
     """
     _check_plan(model, plan)
     if isinstance(calibration, slicing.Bases):
@@ -49,6 +49,8 @@ def compress(
 
 
 def _check_plan(model, plan: Plan) -> None:
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan must be a Plan, such as lw.plans.constant_slices(lw.shape(model), 0.25), not {plan!r}")
     count, width = len(blocks(model)), model.config.hidden_size
     if (len(plan.layers), plan.width) != (count, width):
         raise ValueError(

@@ -90,8 +90,8 @@ def calibrate(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8)
     `mask` `[n, length]` is 1 for tokens and 0 for padding, which the PCA leaves out. One forward pass without the
     head, `batch` windows at a time; hidden states are not kept. The result holds one rotated copy of the model.
 
-    Raises ValueError for tokens outside the vocabulary and for NaN or infinite hidden states, naming the block, and
-    UnsupportedArchitecture. Warns if there are fewer tokens than `D`.
+    Raises ValueError for tokens outside the vocabulary, NaN or infinite weights, and hidden states that are, naming the
+    block, and UnsupportedArchitecture. Warns if there are fewer tokens than `D`.
     """
     check(model, tokens, mask)
     table = architecture(model)
@@ -131,9 +131,7 @@ def truncate(bases: Bases, plan: Plan) -> nn.Module:
         shortcut = before.shortcuts[-1].weight
         rotation.put(after.shortcuts[-1], "weight", basis.T.to(shortcut) @ shortcut[:, :width], shortcut)
         rotation.read(full, small, table.final_norm, [table.head], basis)
-    for name, empty in list(small.named_parameters()):
-        if not empty.is_meta:
-            continue
+    for name, empty in [(name, part) for name, part in small.named_parameters() if part.is_meta]:
         corner = full.get_parameter(name)[tuple(map(slice, empty.shape))]
         path, _, last = name.rpartition(".")
         rotation.put(small.get_submodule(path), last, corner.clone(), corner)
@@ -168,6 +166,9 @@ def check(model, tokens: Tensor, mask: Tensor | None = None) -> None:
         )
     check_tokens(tokens, model.config.vocab_size)
     check_mask(mask, tokens)
+    for name, weights in model.named_parameters():  # no activation shows all of them
+        if not weights.isfinite().all():
+            raise ValueError(f"the weights {name} hold NaN or infinity: get the checkpoint anew")
     count = tokens.numel() if mask is None else int(mask.sum())
     if count < D:
         warnings.warn(
