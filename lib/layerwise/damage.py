@@ -36,7 +36,14 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
     in its place. `model` itself stays as it is, bit by bit, also when this is interrupted.
 
     Memory beside the model: the hidden states entering each block for one batch, two batches of logits, one block.
+
+    Raises ValueError for a sliced model, tokens that it can't read, and an unknown kind.
     """
+    if architectures.is_sliced(model):
+        raise ValueError(
+            "in a sliced model a block can't hand on what it gets, which is in another basis than the next one reads: "
+            "measure the damage to the dense model"
+        )
     evaluation.check(model, tokens)
     makers = {_label(kind): _maker(kind) for kind in kinds}
     if len(makers) < len(kinds):

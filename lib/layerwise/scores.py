@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from layerwise import stats
-from layerwise.architectures import blocks, linears, written
+from layerwise.architectures import blocks, is_sliced, linears, written
 from layerwise.corpora import check_mask, check_tokens
 
 GROUPS = 8  # into which `measure` splits the windows for a score that it can't look into
@@ -151,9 +151,14 @@ def statistics(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8
     attention mask; None means that all are tokens. The head is not run. What grows with the tokens is four numbers per
     window and block. A token whose x or y is exactly 0 has no direction: its cosine counts as 0, as in torch.
 
-    Raises ValueError for tokens outside the vocabulary, a mask of another shape or without any token, and for NaN or
-    infinite hidden states, naming the first block that has them.
+    Raises ValueError for a sliced model, tokens outside the vocabulary, a mask of another shape or without any token,
+    and for NaN or infinite hidden states, naming the first block that has them.
     """
+    if is_sliced(model):
+        raise ValueError(
+            "a block of a sliced model reads and writes the stream in two bases, so that no cosine compares the two: "
+            "score the dense model"
+        )
     check_tokens(tokens, model.config.vocab_size)
     check_mask(mask, tokens)
     keep = torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
