@@ -202,6 +202,13 @@ def test_accuracy_gives_value_error_chance_and_number_of_items(tasks, parrot):
     assert table.n.to_list() == [3, 3]
 
 
+def test_answers_are_the_items_behind_the_accuracy(tasks, parrot):
+    rows = evaluation.answers(*parrot, tasks=["world_choose", "world_say"])
+    assert rows.task.to_list() == ["world_choose"] * 3 + ["world_say"] * 3
+    assert rows.item.to_list() == [0, 1, 2] * 2
+    assert rows.correct.to_list() == [1, 0, 0, 1, 0, 1]
+
+
 def test_limit_takes_the_first_items(tasks, parrot):
     row = evaluation.accuracy(*parrot, tasks=["world_choose"], limit=1).iloc[0]
     assert row.n == 1 and row.value == 1

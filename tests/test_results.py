@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from families import tiny
 from layerwise import results
 
 
@@ -62,6 +64,15 @@ def test_another_function_is_run_anew(tmp_path):
         return {"y": point["x"] ** 3}
 
     assert results.sweep(points(), cube, store=tmp_path).y.to_list() == [0, 1, 8]
+
+
+def test_a_fingerprint_tells_models_apart():
+    model, same, other = tiny(), tiny(), tiny()
+    with torch.no_grad():
+        other.model.layers[1].mlp.down_proj.weight[0, 0] += 1e-3
+    assert results.fingerprint(model) == results.fingerprint(same) != results.fingerprint(other)
+    other.config._commit_hash = "abc"
+    assert results.fingerprint(other) == "abc"
 
 
 def test_setup_is_made_once_and_only_when_needed(tmp_path):

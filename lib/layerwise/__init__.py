@@ -23,12 +23,15 @@ _FUNCTIONS = {
     "perplexity": "evaluation",
     "compare": "evaluation",
     "accuracy": "evaluation",
+    "answers": "evaluation",
     "size": "evaluation",
+    "speed": "timing",
     "sweep": "results",
 }
 _MODULES = (
     "architectures",
     "book",
+    "claims",
     "corpora",
     "damage",
     "evaluation",

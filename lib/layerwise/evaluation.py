@@ -96,13 +96,36 @@ def accuracy(
     guessing earns: for a task of the world what the world says, else the mean of 1 / number of choices over the items;
     it is missing where answers are generated. `limit` takes the first items of each task.
     """
+    from layerwise import world
+
+    result = _harness(model, tokenizer, tasks, limit, batch)
+    return pd.DataFrame([_task_row(task, result, world.CHANCE) for task in tasks])
+
+
+def answers(
+    model: nn.Module, tokenizer, tasks: Sequence[str], limit: int | None = None, batch: int = 64
+) -> pd.DataFrame:
+    """The items behind `accuracy`, one row each: task, item (its number in the task), correct (1 or 0).
+
+    Two models are compared on the same items: the differences of `correct` vary less than two accuracies do.
+    """
+    result = _harness(model, tokenizer, tasks, limit, batch)
+    rows = []
+    for task in tasks:
+        metric, kind = _metric(task, result)
+        samples = enumerate(_samples(task, result, kind))
+        rows += [{"task": task, "item": i, "correct": float(sample[metric])} for i, sample in samples]
+    return pd.DataFrame(rows)
+
+
+def _harness(model, tokenizer, tasks, limit, batch) -> dict:
+    """lm-eval's results of `tasks`, zero-shot, samples included."""
     from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     from layerwise import world
 
-    tasks = list(tasks)
     with _quiet("lm_eval", "datasets"):
         # Indexing lm-eval's own thousands of tasks takes seconds; it is done only when one of them is asked for.
         ours_only = all(task.startswith("world_") for task in tasks)
@@ -116,9 +139,9 @@ def accuracy(
                     f"unknown task {task!r}.{hint} The world's tasks are {', '.join(world.TASKS)}; others go by their "
                     "name in lm-eval."
                 )
-        result = evaluator.simple_evaluate(
+        return evaluator.simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
-            tasks=tasks,
+            tasks=list(tasks),
             num_fewshot=0,
             limit=limit,
             task_manager=manager,
@@ -127,7 +150,6 @@ def accuracy(
             numpy_random_seed=None,
             torch_random_seed=None,
         )
-    return pd.DataFrame([_task_row(task, result, world.CHANCE) for task in tasks])
 
 
 def size(model: nn.Module) -> Size:
@@ -201,25 +223,33 @@ def _finite(per_window):
 
 
 def _task_row(task, result, stated):
-    found = result["results"][task]
-    leaves = _leaves(task, result.get("group_subtasks", {}))
-    samples = [sample for leaf in leaves for sample in result["samples"][leaf]]
-    for metric in ("acc_norm", "acc", "exact_match"):
-        # Keys read "metric,filter"; of several filters the first is the task's strict one.
-        keys = [key for key in found if key.partition(",")[0] == metric]
-        if keys:
-            break
-    else:
-        raise ValueError(f"task {task!r} reports none of acc_norm, acc and exact_match, so it has no accuracy")
-    stderr = found.get(keys[0].replace(metric, f"{metric}_stderr", 1))
+    metric, kind = _metric(task, result)
+    found, samples = result["results"][task], _samples(task, result, kind)
+    stderr = found.get(f"{metric}_stderr,{kind}")
+    configs = [result["configs"][leaf] for leaf in _leaves(task, result.get("group_subtasks", {}))]
     return {
         "task": task,
         "metric": metric,
-        "value": found[keys[0]],
+        "value": found[f"{metric},{kind}"],
         "stderr": float("nan") if stderr in (None, "N/A") else stderr,
-        "chance": _chance(task, [result["configs"][leaf] for leaf in leaves], samples, stated),
+        "chance": _chance(task, configs, samples, stated),
         "n": len(samples),
     }
+
+
+def _metric(task, result):
+    """The metric of a task and the filter of answers that it is of; of several filters the first is the strict one."""
+    keys = [key.partition(",") for key in result["results"][task]]
+    for metric in ("acc_norm", "acc", "exact_match"):
+        if kinds := [kind for name, _, kind in keys if name == metric]:
+            return metric, kinds[0]
+    raise ValueError(f"task {task!r} reports none of acc_norm, acc and exact_match, so it has no accuracy")
+
+
+def _samples(task, result, kind):
+    """The items of a task, or of all tasks of a group, one each: lm-eval logs an item once for every filter."""
+    leaves = _leaves(task, result.get("group_subtasks", {}))
+    return [sample for leaf in leaves for sample in result["samples"][leaf] if sample["filter"] == kind]
 
 
 def _leaves(task, subtasks):

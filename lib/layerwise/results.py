@@ -16,10 +16,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "lm_eval", "datasets", "safetensors")
@@ -30,8 +32,9 @@ def sweep(points: Iterable[Mapping], run: Callable, setup: Callable | None = Non
 
     `run(point)`, or `run(point, shared)` with `shared = setup()` made once and only if something is left to run,
     returns a dict or a list of dicts; a row is the point's fields plus these, plus `seconds` for the whole point.
-    A point is known again by its fields, the source of `run` and `setup`, and the version of this library. What those
-    two call or take from around them is not looked into: put it into the points, or start another store.
+    A point is known again by its fields, the source of `run` and `setup`, and the source of what computes in this
+    library. What else those two call or take from around them is not looked into: put it into the points (of a model,
+    its `fingerprint`), or start another store.
 
     A point that fails is a row with its fields and an `error`; the others go on, a warning at the end says which
     failed, and a rerun tries them again. Points are settings that JSON can hold, or functions, which are known by
@@ -68,8 +71,6 @@ def provenance() -> dict:
 
     Holds no path and no name of the machine or its user, so that it can be published.
     """
-    import torch
-
     known = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "python": platform.python_version(),
@@ -84,6 +85,17 @@ def provenance() -> dict:
     if torch.cuda.is_available():
         known["gpu"] = torch.cuda.get_device_name()
     return known | _commit()
+
+
+def fingerprint(model) -> str:
+    """What tells a model from another of the same name: its commit on the Hub, else a digest of its weights."""
+    if commit := getattr(model.config, "_commit_hash", None):
+        return commit
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def save_rows(rows: pd.DataFrame, path, **notes) -> None:
@@ -128,7 +140,16 @@ def _named(point):
 
 def _key(point, code):
     text = json.dumps(point, sort_keys=True, default=lambda value: _source(value) if callable(value) else _plain(value))
-    return hashlib.sha256("\n".join([_version(), code, text]).encode()).hexdigest()[:32]
+    return hashlib.sha256("\n".join([_library(), code, text]).encode()).hexdigest()[:32]
+
+
+@cache
+def _library() -> str:
+    """The sources of this library, but for those that only show what was computed."""
+    folder = Path(__file__).parent
+    shown = [folder / "figures", folder / "book", folder / "claims.py"]
+    files = [file for file in sorted(folder.rglob("*.py")) if not any(file.is_relative_to(path) for path in shown)]
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def _source(function):
