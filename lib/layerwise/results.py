@@ -147,7 +147,7 @@ def _key(point, code):
 def _library() -> str:
     """The sources of this library, but for those that only show what was computed."""
     folder = Path(__file__).parent
-    shown = [folder / "figures", folder / "book", folder / "claims.py"]
+    shown = [folder / "figures", folder / "book", folder / "claims"]
     files = [file for file in sorted(folder.rglob("*.py")) if not any(file.is_relative_to(path) for path in shown)]
     return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
