@@ -113,3 +113,86 @@ def test_accuracies_show_chance_where_it_is_known():
     (ax,) = figures.accuracies(rows)
     assert [bar.get_width() for bar in ax.patches] == [50]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["uses", "sums"]
+
+
+def test_plan_bars_stack_what_is_kept_and_what_is_cut_under_the_mean():
+    slices = {"constant": [0.25] * 4, "LR": [0, 0.2, 0.3, 0.5]}
+    rows = pd.DataFrame({"plan": p, "block": i, "slice": s} for p, cut in slices.items() for i, s in enumerate(cut))
+    axes = figures.plan_bars(rows)
+    assert [ax.get_title(loc="left") for ax in axes] == ["constant", "LR"]
+    for ax, cut in zip(axes, slices.values(), strict=True):
+        kept, gone = np.split(np.array([bar.get_height() for bar in ax.patches]), 2)
+        assert kept == pytest.approx(100 - 100 * np.array(cut)) and kept + gone == pytest.approx([100] * 4)
+        (mean,) = ax.get_lines()
+        assert list(mean.get_ydata()) == pytest.approx([75, 75])
+
+
+def grid_rows(bases):
+    cells = [(mean, base) for mean, bases in bases.items() for base in bases]
+    rows = pd.DataFrame(cells, columns=["mean", "base"]).assign(model="6L", value=-0.03, low=-0.04, high=-0.02)
+    rows.loc[rows["mean"] == rows["base"], ["value", "low", "high"]] = 0.0
+    return rows
+
+
+def test_grid_colours_better_blue_and_dots_what_is_certain():
+    rows = grid_rows({0.2: [0, 0.1, 0.2], 0.3: [0, 0.1, 0.2, 0.3]})
+    rows.loc[0, ["value", "low", "high"]] = 0.02, -0.01, 0.05
+    rows.loc[3, ["value", "low", "high"]] = 0.125, 0.01, 0.24
+    (ax,) = figures.grid(rows)
+    colours = np.array([bar.get_facecolor() for bar in ax.patches])
+    red, blue = colours[:, 0], colours[:, 2]
+    assert (red[rows["value"] > 0] > blue[rows["value"] > 0]).all()
+    assert (red[rows["value"] < 0] < blue[rows["value"] < 0]).all()
+    assert [text.get_text() for text in ax.texts] == ["+2.0", "−3.0", "0", "+12", "−3.0", "−3.0", "0"]
+    dots = {(round(x.get_xdata()[0]), round(x.get_ydata()[0])) for x in ax.get_lines()}
+    assert dots == {(0, 10), (1, 0), (1, 10), (1, 20)}
+
+
+def test_cells_of_a_fine_grid_touch_whatever_their_steps_and_have_no_numbers():
+    means = {0.30: np.arange(0.30, -0.001, -0.02), 0.35: np.arange(0.35, 0, -0.02)}
+    (ax,) = figures.grid(grid_rows(means))
+    for x, bases in enumerate(means.values()):
+        cells = sorted((bar.get_y(), bar.get_height()) for bar in ax.patches if round(bar.get_x() + 0.5) == x)
+        bottoms, heights = np.array(cells).T
+        assert len(cells) == len(bases) and bottoms[1:] == pytest.approx(bottoms[:-1] + heights[:-1])
+        assert bottoms + heights / 2 == pytest.approx(100 * np.sort(bases), abs=1e-6)
+    assert not ax.texts
+
+
+def test_rivals_stand_against_constant_and_draws_are_a_band():
+    values = {"LR": [-0.03], "ramp": [-0.02], "random": [-0.01, 0.02, 0.04], "reversed": [0.9]}
+    rows = pd.DataFrame({"model": "6L", "plan": plan, "value": v} for plan, many in values.items() for v in many)
+    (ax,) = figures.rivals(rows.assign(low=rows["value"] - 0.01, high=rows["value"] + 0.01))
+    marks = {tuple(np.round(line.get_xdata(), 6)) for line in ax.get_lines() if line.get_marker() in figures.MARKERS}
+    assert {(-3,), (-2,), (-1, 2, 4)} <= marks
+    (band,) = ax.patches
+    assert (band.get_x(), band.get_width()) == pytest.approx((-1, 5))
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == list(values)
+    # Ninety percent would squeeze all others onto the line.
+    assert ax.get_xlim()[1] < 30 and [text.get_text() for text in ax.texts] == ["+90 %"]
+
+
+def test_rivals_by_kind_have_a_colour_for_each():
+    rows = pd.DataFrame({"model": "6L", "plan": ["LR", "ZD", "ramp"], "kind": ["score", "score", "none"]})
+    axes = figures.rivals(rows.assign(value=-0.02, low=-0.03, high=-0.01))
+    assert {"score", "none"} <= set(words(axes))
+    colours = [line.get_color() for line in axes[0].get_lines() if line.get_marker() in figures.MARKERS]
+    assert colours[0] == colours[1] != colours[2]
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(1, "linear"), (100, "log")])
+def test_curves_are_lines_over_a_budget_and_draws_a_band(factor, scale):
+    points = [
+        (plan, x, draw) for plan, draws in (("LR", 1), ("random", 3)) for x in (30, 10, 20) for draw in range(draws)
+    ]
+    rows = pd.DataFrame(points, columns=["plan", "x", "draw"]).assign(
+        model="6L", value=lambda t: 9 + t["x"] + t["draw"]
+    )
+    rows.loc[rows["x"] == 30, "value"] *= factor
+    axes = figures.curves(rows.assign(low=rows["value"] - 1, high=rows["value"] + 1), "mean slice, %", "perplexity")
+    lr, median = axes[0].get_lines()
+    assert lr.get_xdata().tolist() == [10, 20, 30] and lr.get_ydata() == pytest.approx([19, 29, 39 * factor])
+    assert median.get_ydata() == pytest.approx([20, 30, 40 * factor])
+    band = axes[0].collections[-1].get_paths()[0].vertices
+    assert {(10, 19), (10, 21), (20, 29), (20, 31)} <= {tuple(np.round(point, 6)) for point in band}
+    assert axes[0].get_yscale() == scale and {"LR", "random", "perplexity"} <= set(words(axes))

@@ -33,18 +33,20 @@ def style() -> None:
 
 
 def panels(count, height, sharex=True) -> list[Axes]:
+    """`count` axes below each other, each `height` inches high."""
     figure, axes = plt.subplots(count, 1, figsize=(WIDTH, 0.5 + height * count), sharex=sharex, squeeze=False)
     figure.align_ylabels()
     return list(axes[:, 0])
 
 
 def looks_of(models: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each model."""
+    """Colour and marker of each model, or of each of whatever else the figure tells apart."""
     names = list(dict.fromkeys(models))
     return {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
 
 
 def line(ax, x, lines, look, label):
+    """A line through the values of `lines`, with their intervals as bars where they have any."""
     colour, marker = look
     if "low" in lines:
         ax.vlines(x, lines["low"], lines["high"], color=colour, alpha=0.45, lw=3)
@@ -61,12 +63,14 @@ def log_scale(ax):
 
 
 def legend(ax, looks, extra=()):
-    """One line of names above the first panel; a table of one model needs none, its caption names it."""
+    """Names above the first panel, as many to a line as have room; a single name needs none, its caption tells it."""
     handles = [plt.Line2D([], [], color=colour, marker=marker, label=name) for name, (colour, marker) in looks.items()]
-    handles = [*(handles if len(handles) > 1 else []), *extra]
-    if not handles:
+    handles += extra
+    if len(handles) < 2:
         return
-    ax.figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 4), handlelength=1.4)
+    room = 62 // (2 + max(len(handle.get_label()) for handle in handles))  # about 62 letters have the WIDTH
+    columns = max(1, min(len(handles), room, 4))
+    ax.figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=1.4)
 
 
 def label_ends(ax, ends, colours):

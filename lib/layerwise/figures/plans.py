@@ -1,11 +1,15 @@
 """Plans and what they cost: widths by block, the grid of both shares, rivals of one budget, curves over budgets."""
 
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import CenteredNorm
 
-from layerwise.figures.common import COLOURS, GREY, legend, line, looks_of, panels
+from layerwise.figures.common import COLOURS, GREY, legend, line, log_scale, looks_of, panels
 
 _BETTER_IS_BLUE = "RdBu_r"  # ColorBrewer's, which colour-blind readers can tell apart
 
@@ -21,9 +25,7 @@ def plan_bars(rows: pd.DataFrame) -> list[Axes]:
         lines = rows[rows["plan"] == plan]
         kept = 100 * (1 - lines["slice"])
         ax.bar(lines["block"], kept, width=0.8, color=COLOURS[0])
-        ax.bar(
-            lines["block"], 100 - kept, bottom=kept, width=0.8, color="white", edgecolor="#b8b8b8", hatch="////", lw=0
-        )
+        ax.bar(lines["block"], 100 - kept, bottom=kept, width=0.8, fc="white", ec="#b8b8b8", hatch="////", lw=0)
         ax.axhline(kept.mean(), color="black", ls="--", lw=1)
         ax.set(title=plan, ylim=(0, 100), yticks=[0, 50, 100])
         ax.grid(axis="x", visible=False)
@@ -42,32 +44,22 @@ def grid(rows: pd.DataFrame) -> list[Axes]:
     """
     models = rows["model"].unique()
     means, bases = (np.sort(rows[name].unique()) for name in ("mean", "base"))
-    numbered = len(means) <= 9 and len(bases) <= 12
-    axes = panels(len(models), 0.6 + (0.23 if numbered else 0.14) * len(bases))
-    shown = 100 * rows["value"].abs().quantile(0.9) or 1.0
-    norm = CenteredNorm(0, shown)
+    step = rows.groupby("mean")["base"].apply(lambda column: np.diff(np.sort(column.unique())).min(initial=1)).min()
+    lines = 1 + round((bases[-1] - bases[0]) / step)
+    numbered = len(means) <= 9 and lines <= 12
+    axes = panels(len(models), 0.6 + (0.23 if numbered else 0.13) * lines)
+    colours = ScalarMappable(CenteredNorm(0, 100 * rows["value"].abs().quantile(0.9) or 1.0), _BETTER_IS_BLUE)
     for ax, model in zip(axes, models, strict=True):
-        cells = rows[rows["model"] == model].pivot(index="base", columns="mean").reindex(bases)
-        values, low, high = (100 * cells[name].reindex(columns=means).to_numpy() for name in ("value", "low", "high"))
-        mesh = ax.pcolormesh(values, cmap=_BETTER_IS_BLUE, norm=norm, edgecolors="white", lw=1)
-        for y, x in np.argwhere(np.isfinite(values)):
-            dark = abs(values[y, x]) > 0.6 * shown
-            certain = low[y, x] > 0 or high[y, x] < 0
-            if numbered:
-                text = f"{values[y, x]:+.1f}".replace("-", "−")
-                ax.text(x + 0.5, y + 0.47, text, ha="center", va="center_baseline", fontsize=9, color=_ink(dark))
-            if certain:
-                place = (x + 0.92, y + 0.5) if numbered else (x + 0.5, y + 0.5)
-                ax.plot(*place, marker="o", markersize=3, color=_ink(dark))
-        ax.set(title=model, ylabel="base SB, %")
-        ax.set_xticks(np.arange(len(means)) + 0.5, [f"{100 * mean:g}" for mean in means])
-        few = slice(None, None, 1 + (len(bases) - 1) // 12)
-        ax.set_yticks((np.arange(len(bases)) + 0.5)[few], [f"{100 * base:g}" for base in bases[few]])
+        for x, mean in enumerate(means):
+            column = rows[(rows["model"] == model) & (rows["mean"] == mean)].sort_values("base")
+            _grid_column(ax, x, column, min(step, 0.1), colours, numbered)
+        ax.set(title=model, ylabel="base SB, %", xlim=(-0.5, len(means) - 0.5))
+        ax.set_xticks(range(len(means)), [f"{100 * mean:g}" for mean in means])
         ax.tick_params(length=0)
         ax.grid(visible=False)
         ax.spines[:].set_visible(False)
     axes[-1].set_xlabel("mean slice SP, %")
-    bar = axes[0].figure.colorbar(mesh, ax=axes, orientation="horizontal", extend="both", aspect=40, pad=0.02)
+    bar = axes[0].figure.colorbar(colours, ax=axes, orientation="horizontal", extend="both", aspect=40, pad=0.02)
     bar.set_label("against constant slicing, % (blue: better)")
     bar.outline.set_visible(False)
     return axes
@@ -78,29 +70,37 @@ def rivals(rows: pd.DataFrame) -> list[Axes]:
 
     Rows: model, plan, value, low, high; the value is a relative change: -0.05 is 5 % better. A plan with several rows
     in a model (its draws) is drawn as a dot per draw, and as a grey band from the best to the worst of them. With a
-    column kind, colours tell kinds apart, otherwise models.
+    column kind, colours tell kinds apart, otherwise models. What would squeeze all others onto the line is an arrow at
+    the edge, with its value in words.
     """
     models, plans = rows["model"].unique(), rows["plan"].unique()
     axes = panels(len(models), 0.4 + 0.24 * len(plans))
     group = "kind" if "kind" in rows else "model"
-    looks = looks_of(rows[group])
+    looks = looks_of(rows.loc[~rows.duplicated(["model", "plan"], keep=False), group])
+    limit = 600 * rows.groupby(["model", "plan"])["value"].median().abs().median() or np.inf
     for ax, model in zip(axes, models, strict=True):
         ax.axvline(0, color="black", ls="--", lw=1)
         for y, plan in enumerate(plans):
             lines = rows[(rows["model"] == model) & (rows["plan"] == plan)]
             values = 100 * lines["value"]
+            inside = values <= limit
             if len(lines) > 1:
-                ax.axvspan(values.min(), values.max(), color="#e8e8e8", zorder=0)
-                ax.plot(values, np.full(len(values), y), ls="", marker="o", markersize=3.5, color=GREY, alpha=0.7)
-                continue
-            for row in lines.itertuples():
+                ax.axvspan(values.min(), min(values.max(), limit), color="#e8e8e8", zorder=0)
+                ax.plot(values[inside], [y] * inside.sum(), ls="", marker="o", markersize=3.5, color=GREY, alpha=0.7)
+            for row in lines[inside].itertuples() if len(lines) == 1 else ():
                 colour, marker = looks[getattr(row, group)]
-                ax.plot([100 * row.low, 100 * row.high], [y, y], color=colour, lw=2.5, alpha=0.5)
+                ax.plot([100 * row.low, min(100 * row.high, limit)], [y, y], color=colour, lw=2.5, alpha=0.5)
                 ax.plot(100 * row.value, y, marker=marker, color=colour)
+            if not inside.all():
+                ax.plot(limit, y, marker=">", color=GREY, markersize=7, clip_on=False)
+                place = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+                ax.annotate(f"{values.max():+.0f} %", (limit, y), **place, fontsize=9, color=GREY)
         ax.set_yticks(range(len(plans)), plans)
         ax.set_ylim(len(plans) - 0.4, -0.6)
         ax.set_title(model)
         ax.grid(axis="y", visible=False)
+    if 100 * rows["value"].max() > limit:
+        axes[0].set_xlim(right=limit)
     axes[-1].set_xlabel("against constant slicing, % (left: better)")
     if group == "kind":
         legend(axes[0], looks)
@@ -111,7 +111,8 @@ def curves(rows: pd.DataFrame, xlabel: str, ylabel: str) -> list[Axes]:
     """A quality over a budget, a panel per model, a line per plan with its intervals.
 
     Rows: model, plan, x, value, low, high, all drawn as they are, in the units that the labels name. A plan with
-    several rows at one x (its draws) is drawn as a grey band from the lowest to the highest, with its median.
+    several rows at one x (its draws) is drawn as a grey band from the lowest to the highest, with its median. Values
+    that are positive and more than fivefold apart get a log scale.
     """
     models = rows["model"].unique()
     axes = panels(len(models), 2.3)
@@ -120,16 +121,32 @@ def curves(rows: pd.DataFrame, xlabel: str, ylabel: str) -> list[Axes]:
     for ax, model in zip(axes, models, strict=True):
         for plan, lines in rows[rows["model"] == model].groupby("plan", sort=False):
             if not drawn[plan]:
-                line(ax, lines["x"], lines.sort_values("x"), looks[plan], plan)
+                lines = lines.sort_values("x")
+                line(ax, lines["x"], lines, looks[plan], plan)
                 continue
             by_x = lines.groupby("x")["value"]
-            ax.fill_between(by_x.min().index, by_x.min(), by_x.max(), color="#dcdcdc", lw=0, label=plan)
+            ax.fill_between(by_x.min().index, by_x.min(), by_x.max(), color="#dcdcdc", lw=0)
             ax.plot(by_x.median(), color=GREY, lw=1)
         ax.set(title=model, ylabel=ylabel)
+        if rows["value"].min() > 0 and rows["value"].max() > 5 * rows["value"].min():
+            log_scale(ax)
     axes[-1].set_xlabel(xlabel)
-    legend(axes[0], looks)
+    legend(axes[0], looks, [plt.Rectangle((0, 0), 1, 1, color="#dcdcdc", label=plan) for plan in drawn.index[drawn]])
     return axes
 
 
-def _ink(dark: bool) -> str:
-    return "white" if dark else "black"
+def _grid_column(ax, x, cells, step, colours, numbered):
+    """Cells of one mean slice at their bases; each reaches half-way to the next, so that steps may differ."""
+    bases = 100 * cells["base"].to_numpy()
+    between = (bases[1:] + bases[:-1]) / 2
+    edges = np.concatenate([bases[:1] - 50 * step, between, bases[-1:] + 50 * step])
+    for row, (low, high) in zip(cells.itertuples(), pairwise(edges), strict=True):
+        value, middle = 100 * row.value, (low + high) / 2
+        ax.bar(x, high - low, 1, low, color=colours.to_rgba(value), edgecolor="white", lw=1)
+        ink = "white" if abs(value) > 0.6 * colours.norm.vmax else "black"
+        if numbered:
+            text = f"{value:+.1f}" if 0 < abs(value) < 10 else f"{value:+.0f}" if value else "0"
+            place = {"ha": "center", "va": "center_baseline", "fontsize": 9}
+            ax.text(x, middle, text.replace("-", "−"), **place, color=ink)
+        if row.low > 0 or row.high < 0:
+            ax.plot(x + (0.42 if numbered else 0), middle, marker="o", markersize=3, color=ink)
