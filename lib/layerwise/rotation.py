@@ -38,7 +38,7 @@ def read(dense, small, norm: str, paths: Sequence[str], basis: Tensor) -> None:
         put(new, "weight", scaled @ _like(basis, weight), old.weight)
         if new.bias is not None:
             bias = weight.new_zeros(len(weight)) if old.bias is None else _wide(old.bias)
-            put(new, "bias", bias if shift is None else bias + weight @ _like(shift, weight), old.weight)
+            put(new, "bias", bias.clone() if shift is None else bias + weight @ _like(shift, weight), old.weight)
 
 
 def write(dense, small, paths: Sequence[str], basis: Tensor) -> None:
