@@ -1,0 +1,10 @@
+"""Rows -> verdicts: does what a paper claims hold on this model?
+
+Every claim is a function from the tidy rows of one model to a `Verdict`. It runs no model and reads no file. The rules
+that decide stand in `verdict`, before any row is seen.
+"""
+
+from layerwise.claims.slicing import s1, s1_tasks, s2, settings
+from layerwise.claims.verdict import Verdict, table
+
+__all__ = ["Verdict", "s1", "s1_tasks", "s2", "settings", "table"]

@@ -1,0 +1,114 @@
+"""What a verdict is, and the two rules that every claim is decided by.
+
+Both take a gain with its 95 % interval, higher = better, 0 = as good as the rival. Which interval: one that covers
+everything that was drawn (calibration texts, windows or items), and no luck of choosing.
+
+`no_worse` allows for a margin:
+
+- holds: the whole interval is above minus the margin;
+- doesn't hold: the whole interval is below minus the margin;
+- can't tell: minus the margin is inside, or the data give no interval.
+
+`as_much_as` asks for a gain of x where it is largest:
+
+- holds: there is a gain (the interval is above 0), and x is inside or below it;
+- doesn't hold: the whole interval is below x;
+- can't tell: both 0 and x are inside, or the data give no interval.
+
+So where nothing is gained it says "holds" with a risk of 2.5 %, and where x or more is gained it says "doesn't hold"
+with the same risk. Where something is gained, but less than x, it depends on the precision: read the interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+import pandas as pd
+
+from layerwise.stats import Estimate
+
+HOLDS, DOES_NOT, CANNOT_TELL = "holds", "doesn't hold", "can't tell"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Verdict:
+    """What became of one claim on the model of `rows`; printed, glued or shown in a notebook, it reads as text.
+
+    `effect` with its 95 % interval from `low` to `high` is in `unit`; each claim says which direction is better. They
+    are NaN where the data give none. `reason` is one sentence that is made from the numbers.
+
+    Raises ValueError for a verdict that is none of "holds", "doesn't hold" and "can't tell".
+    """
+
+    claim: str
+    statement: str
+    verdict: str
+    effect: float
+    low: float
+    high: float
+    unit: str
+    reason: str
+    rows: pd.DataFrame
+
+    def __post_init__(self):
+        if self.verdict not in (known := (HOLDS, DOES_NOT, CANNOT_TELL)):
+            raise ValueError(f"a verdict is one of {', '.join(map(repr, known))}, not {self.verdict!r}")
+
+    @property
+    def model(self) -> str:
+        """The model, or the models, that the rows are of."""
+        return ", ".join(map(str, self.rows["model"].unique()))
+
+    def __repr__(self) -> str:
+        return f"{self.claim} on {self.model}: {self.verdict}. {self.reason}"
+
+    def _repr_html_(self) -> str:
+        head = f"<strong>{escape(self.claim)}: {escape(self.verdict)}</strong> on {escape(self.model)}"
+        return f"<p>{head}<br><em>{escape(self.statement)}</em><br>{escape(self.reason)}</p>"
+
+
+def table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
+    """Verdicts as rows, one each, without the rows that they rest on: what is shown side by side, or committed."""
+    names = ["claim", "model", "verdict", "effect", "low", "high", "unit", "reason"]
+    return pd.DataFrame([[getattr(verdict, name) for name in names] for verdict in verdicts], columns=names)
+
+
+def no_worse(gain: Estimate, margin: float, unit: str) -> tuple[str, str]:
+    """Verdict and, in words, why; `margin` in the unit of the gain."""
+    if np.isnan(gain.low):
+        return CANNOT_TELL, "the data give no interval"
+    if gain.low > -margin:
+        return HOLDS, f"all of that is better than the margin, {margin:g} {unit} worse"
+    if gain.high < -margin:
+        return DOES_NOT, f"all of that is beyond the margin, {margin:g} {unit} worse"
+    return CANNOT_TELL, f"the margin, {margin:g} {unit} worse, is inside that"
+
+
+def as_much_as(gain: Estimate, claimed: float, unit: str) -> tuple[str, str]:
+    """Verdict and, in words, why; `claimed` in the unit of the gain."""
+    if np.isnan(gain.low):
+        return CANNOT_TELL, "the data give no interval"
+    if gain.high < claimed:
+        return DOES_NOT, f"a gain of {claimed:g} {unit} is ruled out"
+    if gain.low > 0:
+        return HOLDS, f"there is a gain, and one of {claimed:g} {unit} is not ruled out"
+    return CANNOT_TELL, f"neither no gain nor one of {claimed:g} {unit} is ruled out"
+
+
+def turned(estimate: Estimate) -> Estimate:
+    """The estimate of the opposite: a loss as a gain, and back."""
+    return Estimate(-estimate.value, -estimate.high, -estimate.low)
+
+
+def in_words(estimate: Estimate, unit: str) -> str:
+    """The value with its unit and its interval, if there is one."""
+    value, low, high = (f"{number:+.2f}".replace("-", "−") for number in estimate)
+    return f"{value} {unit}" if np.isnan(estimate.low) else f"{value} {unit} (95 %: {low} to {high})"
+
+
+def counted(number: int, word: str) -> str:
+    """1 draw, 2 draws."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
