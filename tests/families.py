@@ -1,6 +1,8 @@
 """Tiny random models, one row for each supported family: what tests use until they need trained weights."""
 
+import layerwise as lw
 import torch
+from layerwise.plans import Layer, Plan
 from transformers import AutoConfig, AutoModelForCausalLM
 
 SMALL = {
@@ -25,6 +27,26 @@ FAMILIES = {
     "phi": {"intermediate_size": 64},
 }
 
+# Configurations that change what a block does or what is stored, and that checkpoints of these families do have.
+VARIANTS = {
+    "llama, tied": ("llama", {"tie_word_embeddings": True}),
+    "llama, every bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "mistral, sliding window": ("mistral", {"sliding_window": 4}),
+    "qwen2, two kinds of attention": (
+        "qwen2",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+    ),
+    "qwen3, wide heads": ("qwen3", {"head_dim": 16}),
+    "phi3, half rotary": ("phi3", {"partial_rotary_factor": 0.5, "sliding_window": 4}),
+    "opt, no shift and no bias": ("opt", {"layer_norm_elementwise_affine": False, "enable_bias": False}),
+    "opt, untied": ("opt", {"tie_word_embeddings": False}),
+    "phi, norms on heads": ("phi", {"qk_layernorm": True}),
+}
+
 
 def config(family: str, **changes):
     """Configuration of a tiny model of a family: 3 blocks of width 32, 96 tokens, unless `changes` say otherwise."""
@@ -42,6 +64,43 @@ def tiny(family: str = "llama", seed: int = 0, **changes):
     return model.eval()
 
 
+def uneven(family: str = "llama", dtype: torch.dtype = torch.float64, **changes):
+    """A tiny model whose norms and biases are random too: in a new one they are 1 and 0, and hide what they do."""
+    model = tiny(family, **changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.data += 0.3 * torch.randn_like(parameter)
+    return model.to(dtype)
+
+
 def random_tokens(n: int = 5, length: int = 12, vocabulary: int = 96, seed: int = 0) -> torch.Tensor:
     """Random token ids, int64 [n, length]."""
     return torch.randint(vocabulary, (n, length), generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model, tokens: torch.Tensor | None = None) -> torch.Tensor:
+    """What the model says of tokens, without gradients; of some random ones that other seeds draw if none are given."""
+    with torch.no_grad():
+        return model(random_tokens(3, 12, seed=99) if tokens is None else tokens).logits
+
+
+# Slices of them.
+
+
+def slices(*widths: int, head: int | None = None) -> Plan:
+    """The plan that slices a tiny model to these widths."""
+    return Plan(tuple(Layer(width=width) for width in widths), SMALL["hidden_size"], head)
+
+
+CUT = slices(20, 29, 11)
+CUT_HEAD = slices(20, 29, 11, head=17)
+CALIBRATIONS = ("sequential", "shared")
+
+
+def sliced(calibration: str, model, plan: Plan, tokens: torch.Tensor, **options):
+    """The model sliced to the plan with either calibration on the tokens."""
+    if calibration == "sequential":
+        return lw.compress(model, plan, tokens, **options)
+    return lw.compress(model, plan, calibration=lw.calibrate(model, tokens, **options))
