@@ -180,6 +180,14 @@ def test_rivals_by_kind_have_a_colour_for_each():
     assert colours[0] == colours[1] != colours[2]
 
 
+def test_a_plan_of_two_kinds_has_a_line_for_each():
+    rows = pd.DataFrame({"model": "6L", "plan": ["LR", "ramp"] * 2, "kind": ["width"] * 2 + ["bytes"] * 2})
+    (ax,) = figures.rivals(rows.assign(value=[-0.02, 0.01, -0.03, 0.02], low=-0.04, high=0.03))
+    marks = [line for line in ax.get_lines() if line.get_marker() in figures.MARKERS]
+    heights = {line.get_xdata()[0]: line.get_ydata()[0] for line in marks}
+    assert heights[-2.0] < 0 < heights[-3.0] < 0.5 < heights[1.0] < 1 < heights[2.0] and not ax.patches
+
+
 @pytest.mark.parametrize(("factor", "scale"), [(1, "linear"), (100, "log")])
 def test_curves_are_lines_over_a_budget_and_draws_a_band(factor, scale):
     points = [
@@ -196,3 +204,5 @@ def test_curves_are_lines_over_a_budget_and_draws_a_band(factor, scale):
     band = axes[0].collections[-1].get_paths()[0].vertices
     assert {(10, 19), (10, 21), (20, 29), (20, 31)} <= {tuple(np.round(point, 6)) for point in band}
     assert axes[0].get_yscale() == scale and {"LR", "random", "perplexity"} <= set(words(axes))
+    assert axes[0].get_xscale() == "linear"
+    assert figures.curves(rows.assign(low=0, high=0), "tokens", "perplexity", log_x=True)[0].get_xscale() == "log"

@@ -84,3 +84,8 @@ def label_ends(ax, ends, colours):
             name, (1, y), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
             va="center", color=colours[name], annotation_clip=False,
         )  # fmt: skip
+
+
+def thousands(value, _) -> str:
+    """Ticks of token counts: 500, 2k, 16k."""
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"

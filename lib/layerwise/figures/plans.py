@@ -8,8 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import CenteredNorm
+from matplotlib.ticker import NullFormatter
 
-from layerwise.figures.common import COLOURS, GREY, legend, line, log_scale, looks_of, panels
+from layerwise.figures.common import COLOURS, GREY, legend, line, log_scale, looks_of, panels, thousands
 
 _BETTER_IS_BLUE = "RdBu_r"  # ColorBrewer's, which colour-blind readers can tell apart
 
@@ -70,31 +71,22 @@ def rivals(rows: pd.DataFrame) -> list[Axes]:
 
     Rows: model, plan, value, low, high; the value is a relative change: -0.05 is 5 % better. A plan with several rows
     in a model (its draws) is drawn as a dot per draw, and as a grey band from the best to the worst of them. With a
-    column kind, colours tell kinds apart, otherwise models. What would squeeze all others onto the line is an arrow at
-    the edge, with its value in words.
+    column kind, every plan has a line per kind, told apart by colour. What would squeeze all others onto the line is an
+    arrow at the edge, with its value in words.
     """
     models, plans = rows["model"].unique(), rows["plan"].unique()
-    axes = panels(len(models), 0.4 + 0.24 * len(plans))
     group = "kind" if "kind" in rows else "model"
-    looks = looks_of(rows.loc[~rows.duplicated(["model", "plan"], keep=False), group])
+    kinds = list(rows["kind"].unique()) if group == "kind" else []
+    axes = panels(len(models), 0.4 + (0.24 + 0.1 * len(kinds)) * len(plans))
+    looks = looks_of(rows.loc[~rows.duplicated(["model", "plan", group], keep=False), group])
     limit = 600 * rows.groupby(["model", "plan"])["value"].median().abs().median() or np.inf
     for ax, model in zip(axes, models, strict=True):
         ax.axvline(0, color="black", ls="--", lw=1)
-        for y, plan in enumerate(plans):
-            lines = rows[(rows["model"] == model) & (rows["plan"] == plan)]
-            values = 100 * lines["value"]
-            inside = values <= limit
-            if len(lines) > 1:
-                ax.axvspan(values.min(), min(values.max(), limit), color="#e8e8e8", zorder=0)
-                ax.plot(values[inside], [y] * inside.sum(), ls="", marker="o", markersize=3.5, color=GREY, alpha=0.7)
-            for row in lines[inside].itertuples() if len(lines) == 1 else ():
-                colour, marker = looks[getattr(row, group)]
-                ax.plot([100 * row.low, min(100 * row.high, limit)], [y, y], color=colour, lw=2.5, alpha=0.5)
-                ax.plot(100 * row.value, y, marker=marker, color=colour)
-            if not inside.all():
-                ax.plot(limit, y, marker=">", color=GREY, markersize=7, clip_on=False)
-                place = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
-                ax.annotate(f"{values.max():+.0f} %", (limit, y), **place, fontsize=9, color=GREY)
+        for (plan, kind), lines in rows[rows["model"] == model].groupby(["plan", group], sort=False):
+            y = list(plans).index(plan)
+            if kinds:
+                y += 0.4 * ((kinds.index(kind) + 0.5) / len(kinds) - 0.5)
+            _rival(ax, y, lines, looks.get(kind), limit)
         ax.set_yticks(range(len(plans)), plans)
         ax.set_ylim(len(plans) - 0.4, -0.6)
         ax.set_title(model)
@@ -102,17 +94,17 @@ def rivals(rows: pd.DataFrame) -> list[Axes]:
     if 100 * rows["value"].max() > limit:
         axes[0].set_xlim(right=limit)
     axes[-1].set_xlabel("against constant slicing, % (left: better)")
-    if group == "kind":
+    if kinds:
         legend(axes[0], looks)
     return axes
 
 
-def curves(rows: pd.DataFrame, xlabel: str, ylabel: str) -> list[Axes]:
+def curves(rows: pd.DataFrame, xlabel: str, ylabel: str, log_x: bool = False) -> list[Axes]:
     """A quality over a budget, a panel per model, a line per plan with its intervals.
 
     Rows: model, plan, x, value, low, high, all drawn as they are, in the units that the labels name. A plan with
     several rows at one x (its draws) is drawn as a grey band from the lowest to the highest, with its median. Values
-    that are positive and more than fivefold apart get a log scale.
+    that are positive and more than fivefold apart get a log scale; `log_x` is for token counts.
     """
     models = rows["model"].unique()
     axes = panels(len(models), 2.3)
@@ -130,9 +122,30 @@ def curves(rows: pd.DataFrame, xlabel: str, ylabel: str) -> list[Axes]:
         ax.set(title=model, ylabel=ylabel)
         if rows["value"].min() > 0 and rows["value"].max() > 5 * rows["value"].min():
             log_scale(ax)
+    if log_x:
+        axes[-1].set_xscale("log")
+        axes[-1].xaxis.set_major_formatter(thousands)
+        axes[-1].xaxis.set_minor_formatter(NullFormatter())
     axes[-1].set_xlabel(xlabel)
     legend(axes[0], looks, [plt.Rectangle((0, 0), 1, 1, color="#dcdcdc", label=plan) for plan in drawn.index[drawn]])
     return axes
+
+
+def _rival(ax, y, lines, look, limit):
+    """One plan: its interval, or its draws and their band; beyond the limit an arrow."""
+    values = 100 * lines["value"]
+    inside = values <= limit
+    if len(lines) > 1:
+        ax.axvspan(values.min(), min(values.max(), limit), color="#e8e8e8", zorder=0)
+        ax.plot(values[inside], [y] * inside.sum(), ls="", marker="o", markersize=3.5, color=GREY, alpha=0.7)
+    for row in lines[inside].itertuples() if len(lines) == 1 else ():
+        colour, marker = look
+        ax.plot([100 * row.low, min(100 * row.high, limit)], [y, y], color=colour, lw=2.5, alpha=0.5)
+        ax.plot(100 * row.value, y, marker=marker, color=colour)
+    if not inside.all():
+        ax.plot(limit, y, marker=">", color=GREY, markersize=7, clip_on=False)
+        place = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+        ax.annotate(f"{values.max():+.0f} %", (limit, y), **place, fontsize=9, color=GREY)
 
 
 def _grid_column(ax, x, cells, step, colours, numbered):

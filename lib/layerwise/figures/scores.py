@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from layerwise.figures.common import GREY, legend, line, log_scale, looks_of, panels
+from layerwise.figures.common import GREY, legend, line, log_scale, looks_of, panels, thousands
 
 
 def by_layer(rows: pd.DataFrame) -> list[Axes]:
@@ -63,7 +63,7 @@ def settling(rows: pd.DataFrame) -> list[Axes]:
         ax.axhline(1, color=GREY, ls="--", lw=1)
         ax.set(xscale="log", title=score, ylabel="rank correlation")
         ax.set_ylim(top=1.03)
-        ax.xaxis.set_major_formatter(_thousands)
+        ax.xaxis.set_major_formatter(thousands)
     axes[-1].set_xlabel("calibration tokens")
     legend(axes[0], looks)
     return axes
@@ -156,7 +156,3 @@ def _limits_without_first(rows) -> tuple[float, float] | None:
         return None
     margin = 0.08 * (high - low)
     return low - margin, high + margin
-
-
-def _thousands(value, _):
-    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
