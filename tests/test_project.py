@@ -11,13 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import layerwise as lw
 import pytest
 import setuptools
+import torch
 import yaml
 from layerwise.book import execute, paths, sync
 from layerwise.world import TASKS
+from layerwise.world.tokens import FOLDER, VOCABULARY
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).parents[1]
 NAMES = paths.notebook_names(ROOT)
@@ -156,34 +160,52 @@ def test_every_page_of_the_contents_has_a_source():
     assert set(paths.chapters(ROOT)) == set(NAMES)
 
 
-def test_the_score_that_the_book_shows_as_an_example_works(tiny_llama):
-    block = re.search(r"```python\n(import numpy.*?)```", (ROOT / "book" / "extend.md").read_text(), re.DOTALL)
-    names = {}
-    exec(block[1], names)
-    importance = names["weight_norm"](tiny_llama)
-    assert importance.shape == (3,) and (importance > 0).all()
+# What the pages show, run as a reader would paste it: on a tiny model, in place of the one that is named.
 
 
-@pytest.fixture
-def tiny_llama():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2)
-    )
-
-
-def test_the_command_for_lm_eval_that_the_readme_shows_works(tmp_path):
-    from layerwise.world.tokens import FOLDER, VOCABULARY
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **sizes)).save_pretrained(tmp_path)
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Folder of a tiny random model of the world."""
+    folder = tmp_path_factory.mktemp("tiny")
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **sizes)).save_pretrained(folder)
     for file in FOLDER.glob("*.json"):
-        shutil.copy(file, tmp_path)
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture(params=["README.md", "book/extend.md"])
+def shown(request, tiny, tmp_path, monkeypatch):
+    """Names that the code of a page leaves behind, run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    code = "".join(re.findall(r"```python\n(.*?)```", (ROOT / request.param).read_text(), re.DOTALL))
+    names = {}
+    exec(re.sub(r'lw\.load\("embedded/.*?"\)', f"lw.load({str(tiny)!r})", code), names)
+    return names
+
+
+def test_the_sliced_model_that_a_page_shows_is_saved(shown):
+    saved, tokenizer = lw.load("sliced")
+    tokens = lw.tokens(tokenizer, "world", n=2, length=16).to(saved.device)
+    assert saved.plan == shown["plan"] and saved.plan.mean_slice > 0.1
+    assert torch.equal(saved(tokens).logits, shown["small"](tokens).logits)
+
+
+@pytest.mark.parametrize("shown", ["book/extend.md"], indirect=True)
+def test_the_score_the_rule_and_the_text_that_the_book_shows_are_what_it_says(shown):
+    importance, shape = shown["weight_norm"](shown["model"]), lw.shape(shown["model"])
+    assert importance.shape == (4,) and (importance > 0).all()
+    for mean, count in [(0.2, 3), (0.3, 4), (0.5, 3)]:
+        plan = shown["cut_few"](shape, importance, mean, count)
+        assert plan.mean_slice == lw.plans.constant_slices(shape, mean).mean_slice
+        assert sum(layer.width < 8 for layer in plan.layers) == count
+    assert shown["text"].shape[1] > shown["prompt"]["input_ids"].shape[1]
+
+
+def test_the_command_for_lm_eval_that_the_readme_shows_works(tiny):
     (line,) = re.findall(r"^\S*lm_eval .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
     program, *options = shlex.split(line)
-    options = [re.sub(r"^pretrained=\S+", f"pretrained={tmp_path}", option) for option in options]
+    options = [re.sub(r"^pretrained=\S+", f"pretrained={tiny}", option) for option in options]
     program = Path(sys.executable).with_name(Path(program).name)
     done = subprocess.run([program, *options, "--limit", "4"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -215,7 +237,7 @@ def test_modules_import_only_from_modules_above_them():
     package = ROOT / "lib" / "layerwise"
     assert sorted(order) == sorted({path.stem for path in package.iterdir() if path.stem[0] not in "._"})
     found = set()
-    for path in package.rglob("*.py"):
+    for path in set(package.rglob("*.py")) - {package / "__init__.py"}:  # which names them all
         inside = path.relative_to(package).with_suffix("").parts
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
