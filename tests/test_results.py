@@ -201,6 +201,18 @@ def test_committed_rows_come_back_as_they_were(tmp_path):
     assert loaded.attrs["provenance"]["command"] == "make full" and loaded.attrs["provenance"]["python"]
 
 
+def test_rows_of_other_models_stay(tmp_path):
+    path = tmp_path / "rows.csv"
+    old = pd.DataFrame({"model": ["a", "b", "b"], "y": [1.0, 2.0, 3.0]})
+    results.update_rows(old, path, {"a": "1", "b": "2"}, length=8)
+    results.update_rows(pd.DataFrame({"model": ["b"], "y": [4.0]}), path, {"b": "3"}, length=8)
+    rows = results.load_rows(path)
+    assert rows.to_dict("list") == {"model": ["a", "b"], "y": [1.0, 4.0]}
+    told = rows.attrs["provenance"]
+    assert told["length"] == 8 and {m: of["revision"] for m, of in told["runs"].items()} == {"a": "1", "b": "3"}
+    assert all("date" in of for of in told["runs"].values())
+
+
 def test_rows_are_saved_as_csv_only(tmp_path):
     with pytest.raises(ValueError, match="must end in .csv, not 'rows.json'"):
         results.save_rows(pd.DataFrame(), tmp_path / "rows.json")

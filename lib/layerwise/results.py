@@ -110,6 +110,22 @@ def save_rows(rows: pd.DataFrame, path, **notes) -> None:
     _write(path.with_suffix(".json"), json.dumps(provenance() | notes, indent=2, default=_plain) + "\n")
 
 
+def update_rows(rows: pd.DataFrame, path, revisions: Mapping[str, str], **notes) -> None:
+    """`save_rows`, but rows of models that `rows` has none of stay; the notes say of each model where its rows are from.
+
+    `revisions` has the `fingerprint` of each model in the column `model`. So one more model can be run alone.
+    """
+    origin = provenance()
+    run = {name: origin[name] for name in ("date", "commit", "dirty", "cpu", "gpu") if name in origin}
+    runs = {model: {"revision": revision} | run for model, revision in revisions.items()}
+    if Path(path).exists():
+        before = load_rows(path)
+        others = before[~before["model"].isin(list(revisions))]
+        runs = {m: of for m, of in before.attrs["provenance"]["runs"].items() if m in set(others["model"])} | runs
+        rows = pd.concat([others, rows], ignore_index=True)
+    save_rows(rows, path, runs=runs, **notes)
+
+
 def load_rows(path) -> pd.DataFrame:
     """Read what `save_rows` wrote; an empty field is a missing value, and `rows.attrs["provenance"]` says whence."""
     path = Path(path)
