@@ -111,7 +111,7 @@ def save_rows(rows: pd.DataFrame, path, **notes) -> None:
 
 
 def update_rows(rows: pd.DataFrame, path, revisions: Mapping[str, str], **notes) -> None:
-    """`save_rows`, but rows of models that `rows` has none of stay; the notes say of each model where its rows are from.
+    """`save_rows`, but rows of models that `rows` has none of stay; the notes say of each model whence its rows are.
 
     `revisions` has the `fingerprint` of each model in the column `model`. So one more model can be run alone.
     """
