@@ -119,6 +119,8 @@ def calibrate(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8)
     return Bases(rotated, bases[-1], tuple(values for values, _ in found), weakref.ref(model))
 
 
+@torch.inference_mode(False)  # so that the result can be trained, wherever it is made
+@torch.no_grad()
 def truncate(bases: Bases, plan: Plan) -> nn.Module:
     """The rotated model of `bases` cut to `plan`: a new model, which shares no memory with it."""
     full = bases.rotated
