@@ -79,10 +79,12 @@ def keep_buffers(dense, small) -> None:
             small.set_submodule(name, copy.deepcopy(module))
 
 
-def free(module: nn.Module) -> None:
-    """Let go of the weights of a module; what shares their memory keeps it."""
-    for parameter in module.parameters():
-        parameter.data = parameter.new_empty(0)
+def free(dense, paths: Sequence[str]) -> None:
+    """Let go of the weights of modules at `paths`; what shares their memory, such as a tied head, keeps it."""
+    for path in paths:
+        for name, parameter in list(dense.get_submodule(path).named_parameters()):
+            inner, _, last = name.rpartition(".")
+            put(dense.get_submodule(path).get_submodule(inner), last, parameter.new_empty(0), parameter)
 
 
 def put(module: nn.Module, name: str, value: Tensor, like: Tensor) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -31,7 +31,7 @@ from layerwise.sliced import skeleton, widths
 
 
 class Gram:
-    """Sum of `x' x` over rows of hidden states: float64 `[D, D]`, whatever the dtype of the states.
+    """Sum of `x' x` over rows of hidden states, its lower triangle: float64 `[D, D]`, whatever the dtype of the states.
 
     Products of one batch are taken in float32 (float64 for float64 states): products of bfloat16 numbers are exact in
     it, while a sum rounded to bfloat16 would drown all but the first components. With `center`, rows lose their mean
@@ -49,8 +49,13 @@ class Gram:
         rows = rows if rows.dtype == torch.float64 else rows.float()
         if self.center:
             rows = rows - rows.mean(-1, keepdim=True)
-        part = _float64(rows.T @ rows)
-        self.total = part if self.total is None else self.total.add_(part)
+        D = rows.shape[1]
+        if self.total is None:
+            self.total = _float64(rows.new_zeros(D, D))
+        width = -(-D // 4)
+        for start in range(0, D, width):  # four strips, without most of what lies above the diagonal: 3/8 less to do
+            strip = slice(start, start + width)
+            self.total[start:, strip] += _float64(rows[:, start:].T @ rows[:, strip])
 
     def pca(self, where: str = "the hidden state") -> tuple[Tensor, Tensor]:
         """Principal components without centring the columns: eigenvalues `[D]`, largest first, and the basis `[D, D]`
@@ -64,7 +69,7 @@ class Gram:
                 f"{where} is NaN or infinite: weights up to there are damaged, or the dtype overflows (float16 does "
                 "where bfloat16 and float32 don't)"
             )
-        values, vectors = torch.linalg.eigh(self.total)
+        values, vectors = torch.linalg.eigh(self.total, UPLO="L")
         vectors = vectors.flip(1)
         return values.flip(0), vectors - vectors.mean(0) if self.center else vectors
 
@@ -113,10 +118,10 @@ def calibrate(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8)
             for handle in handles:
                 handle.remove()
         found = [gram.pca(where) for gram, where in zip(grams, _names(model), strict=True)]
-        bases = [basis for _, basis in found]
+        eigenvalues, bases = zip(*found, strict=True)
         full = Plan(tuple(Layer(width=model.config.hidden_size) for _ in blocks(model)), model.config.hidden_size)
         rotated = _slice(model, full, _Known(bases))
-    return Bases(rotated, bases[-1], tuple(values for values, _ in found), weakref.ref(model))
+    return Bases(rotated, bases[-1], eigenvalues, weakref.ref(model))
 
 
 @torch.inference_mode(False)  # so that the result can be trained, wherever it is made
@@ -183,7 +188,7 @@ def check(model, tokens: Tensor, mask: Tensor | None = None) -> None:
 class _Known:
     """Bases that were measured beforehand, in the order in which the stream is read."""
 
-    def __init__(self, bases: list[Tensor]):
+    def __init__(self, bases: Sequence[Tensor]):
         self.bases = iter(bases)
 
     def first(self) -> Tensor:
@@ -211,10 +216,9 @@ class _Sequential:
         """The basis of what `step` of block i writes, given the stream in `basis` `[D, w]`."""
         rotation.lend(dense, block, step, shortcut, basis)
         gram = Gram(self.center)
-        for k, (states, keep, arguments) in enumerate(self.batches):
-            states = block.take(step, shortcut, states @ basis.to(states), **arguments[i])
+        for states, keep, arguments in self.batches:
+            states.copy_(block.take(step, shortcut, states @ basis.to(states), **arguments[i]))
             gram.add(states, keep)
-            self.batches[k] = states, keep, arguments
         return gram.pca(next(self.names))[1]
 
 
@@ -224,6 +228,8 @@ def _slice(model, plan: Plan, bases: _Known | _Sequential, inplace: bool = False
     small = skeleton(model, plan)
     basis = bases.first()[:, : stream[0]]
     rotation.embed(model, small, table.embeddings, basis)
+    if inplace:
+        rotation.free(model, table.embeddings)
     pairs = list(zip(blocks(model), blocks(small), strict=True))
     for i, (dense, block) in enumerate(tqdm(pairs, desc="slicing", unit="block", leave=False, delay=5)):
         end = table.steps[-1] if i + 1 == len(pairs) and not plan.head else None
@@ -240,7 +246,7 @@ def _slice(model, plan: Plan, bases: _Known | _Sequential, inplace: bool = False
             rotation.write(dense, block, step.writes, basis)
             rotation.pass_on(shortcut, before, basis, like)
         if inplace:
-            rotation.free(dense)
+            rotation.free(model, [f"{table.blocks}.{i}"])
     rotated = [table.blocks, *table.embeddings]
     if plan.head:
         rotation.read(model, small, table.final_norm, [table.head], basis)
