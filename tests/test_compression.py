@@ -39,19 +39,19 @@ def unchanged(model, before):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_slices_share_no_memory_with_the_dense_model_or_the_bases(family):
-    """What training does to one of them, no other feels."""
+    """What a cast or training does to one of them, no other feels."""
     model = uneven(family, torch.float32)
-    before, shared = state(model), lw.calibrate(model, TOKENS)
+    before, said, shared = state(model), logits(model), lw.calibrate(model, TOKENS)
     first, second = (lw.compress(model, CUT_HEAD, calibration=shared) for _ in range(2))
     rotated, expected = logits(shared.rotated), logits(second)
-    assert unchanged(model, before)
-    for trained in (first, lw.compress(model, CUT, TOKENS), lw.compress(model, slices(32, 32, 32), TOKENS)):
-        for parameter in trained.parameters():
+    assert unchanged(model, before) and logits(model).equal(said)
+    for small in (first, lw.compress(model, CUT, TOKENS), lw.compress(model, slices(32, 32, 32), TOKENS)):
+        for parameter in small.bfloat16().parameters():  # the cast is of rotary frequencies too
             parameter.zero_()
-    assert unchanged(model, before) and logits(shared.rotated).equal(rotated)
-    for parameter in shared.rotated.parameters():
+    assert unchanged(model, before) and logits(model).equal(said) and logits(shared.rotated).equal(rotated)
+    for parameter in shared.rotated.bfloat16().parameters():
         parameter.zero_()
-    assert unchanged(model, before) and logits(second).equal(expected)
+    assert unchanged(model, before) and logits(model).equal(said) and logits(second).equal(expected)
 
 
 @pytest.mark.parametrize("calibration", CALIBRATIONS)

@@ -9,11 +9,25 @@ import sys
 import layerwise as lw
 import pytest
 import torch
-from families import CUT, CUT_HEAD, FAMILIES, VARIANTS, logits, random_tokens, slices, tiny, uneven
+from families import (
+    CALIBRATIONS,
+    CUT,
+    CUT_HEAD,
+    FAMILIES,
+    VARIANTS,
+    logits,
+    random_tokens,
+    sliced,
+    slices,
+    tiny,
+    uneven,
+)
 from layerwise import world
 from layerwise.plans import Plan
+from layerwise.sliced import ScaleFreeNorm
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 TOKENS = random_tokens(8, 12)
 CONFIGURATIONS = {family: (family, {}) for family in FAMILIES} | VARIANTS
@@ -94,6 +108,17 @@ def test_a_copy_is_a_model_of_its_own(tmp_path):
 # Run.
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_norm_is_that_of_the_family_on_states_whose_end_is_0(dtype):
+    states = 300 * torch.randn(5, 32, generator=torch.Generator().manual_seed(0))  # squares overflow float16
+    states[:, 20:] = 0
+    rms, centred = states.to(dtype), (states - states[:, :20].mean(1, keepdim=True)).to(dtype)
+    centred[:, 20:] = 0
+    norm, layer_norm = ScaleFreeNorm(32, 1e-5), torch.nn.LayerNorm(32, elementwise_affine=False)
+    assert norm(rms[:, :20]).equal(LlamaRMSNorm(32, 1e-5).to(dtype)(rms)[:, :20])
+    torch.testing.assert_close(norm(centred[:, :20]), layer_norm(centred)[:, :20], rtol=0.01, atol=0.01)
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_greedy_text_is_the_same_with_and_without_the_cache(name):
     model = small(name)
@@ -149,9 +174,12 @@ def test_lm_eval_takes_a_sliced_model(tmp_path, monkeypatch):
 # Trained.
 
 
+@pytest.mark.parametrize("calibration", CALIBRATIONS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_parameter_learns(family):
-    model = small(family).requires_grad_().train()
+def test_every_parameter_learns(family, calibration):
+    with torch.inference_mode():
+        model = sliced(calibration, uneven(family, torch.float32), CUT_HEAD, TOKENS)
+    model.requires_grad_().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     losses = []
     for checkpointing in (False, True):
@@ -178,13 +206,13 @@ def test_sizes_are_as_predicted_for_any_plan(name):
         shape, bases = lw.shape(model), lw.calibrate(model, TOKENS)
         for head in (None, 32, draw.randint(1, 32)):
             plan = slices(*(draw.randint(1, 32) for _ in range(3)), head=head)
-            sliced = lw.compress(model, plan, calibration=bases)
-            assert lw.size(sliced) == (plan.predicted_parameters(shape), plan.predicted_bytes(shape)), (tied, plan)
-            assert sliced.get_output_embeddings().weight is not sliced.get_input_embeddings().weight
-            assert not sliced.config.tie_word_embeddings
+            cut = lw.compress(model, plan, calibration=bases)
+            assert lw.size(cut) == (plan.predicted_parameters(shape), plan.predicted_bytes(shape)), (tied, plan)
+            assert cut.get_output_embeddings().weight is not cut.get_input_embeddings().weight
+            assert not cut.config.tie_word_embeddings
     model.stored_dtype = torch.bfloat16
-    sliced = lw.compress(model, CUT, TOKENS)
-    assert lw.size(sliced).bytes == CUT.predicted_bytes(lw.shape(model)) == 2 * lw.size(sliced).parameters
+    cut = lw.compress(model, CUT, TOKENS)
+    assert lw.size(cut).bytes == CUT.predicted_bytes(lw.shape(model)) == 2 * lw.size(cut).parameters
 
 
 def test_sizes_are_those_of_the_file(tmp_path):
