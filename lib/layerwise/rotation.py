@@ -1,12 +1,12 @@
-"""Weights of a dense model in another basis of the residual stream.
+"""The arithmetic of slicing: principal components of the residual stream, and weights in another basis of it.
 
 A basis is `[D, w]`, a direction a column; with `x` a row of the dense stream, the new stream holds `x basis`. What
 reads the stream takes the norm before it along: `W diag(scale) basis` for `W [out, D]`, and `W shift` on its bias. What
 writes it becomes `basis' W` for `W [D, in]`. A basis whose columns have mean zero centres what is written, which is
 the part of LayerNorm that ScaleFreeNorm leaves out.
 
-Products are taken in float32, or in float64 for float64 weights, and stored in the dtype and on the device of the
-dense weights.
+Products with weights are taken in float32, or in float64 for float64 weights, and stored in the dtype and on the device
+of the dense weights.
 """
 
 from __future__ import annotations
@@ -18,6 +18,50 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.architectures import Step
+
+
+class Gram:
+    """Sum of `x' x` over rows of hidden states, its lower triangle: float64 `[D, D]`, whatever the dtype of the states.
+
+    Products of one batch are taken in float32 (float64 for float64 states): products of bfloat16 numbers are exact in
+    it, while a sum rounded to bfloat16 would drown all but the first components. With `center`, rows lose their mean
+    first, as they do in LayerNorm.
+    """
+
+    def __init__(self, center: bool = False):
+        self.center = center
+        self.total: Tensor | None = None
+
+    def add(self, states: Tensor, keep: Tensor | None = None) -> None:
+        """Add hidden states `[n, length, D]`, or `[n * length, D]`; only where `keep` `[n, length]` is True."""
+        rows = states.flatten(0, -2)
+        rows = rows if keep is None else rows[keep.flatten().to(rows.device)]
+        rows = _wide(rows)
+        if self.center:
+            rows = rows - rows.mean(-1, keepdim=True)
+        D = rows.shape[1]
+        if self.total is None:
+            self.total = _float64(rows.new_zeros(D, D))
+        width = -(-D // 4)
+        for start in range(0, D, width):  # four strips, without most of what lies above the diagonal: 3/8 less to do
+            strip = slice(start, start + width)
+            self.total[start:, strip] += _float64(rows[:, start:].T @ rows[:, strip])
+
+    def pca(self, where: str = "the hidden state") -> tuple[Tensor, Tensor]:
+        """Principal components without centring the columns: eigenvalues `[D]`, largest first, and the basis `[D, D]`
+        with a component a column, both float64.
+
+        With `center`, the direction that no centred row has is a column of zeros.
+        Raises ValueError that names `where` if states were NaN or infinite.
+        """
+        if not self.total.isfinite().all():
+            raise ValueError(
+                f"{where} is NaN or infinite: weights up to there are damaged, or the dtype overflows (float16 does "
+                "where bfloat16 and float32 don't)"
+            )
+        values, vectors = torch.linalg.eigh(self.total, UPLO="L")
+        vectors = vectors.flip(1)
+        return values.flip(0), vectors - vectors.mean(0) if self.center else vectors
 
 
 def embed(dense, small, paths: Sequence[str], basis: Tensor) -> None:
@@ -82,9 +126,10 @@ def keep_buffers(dense, small) -> None:
 def free(dense, paths: Sequence[str]) -> None:
     """Let go of the weights of modules at `paths`; what shares their memory, such as a tied head, keeps it."""
     for path in paths:
-        for name, parameter in list(dense.get_submodule(path).named_parameters()):
+        module = dense.get_submodule(path)
+        for name, parameter in list(module.named_parameters()):
             inner, _, last = name.rpartition(".")
-            put(dense.get_submodule(path).get_submodule(inner), last, parameter.new_empty(0), parameter)
+            put(module.get_submodule(inner), last, parameter.new_empty(0), parameter)
 
 
 def put(module: nn.Module, name: str, value: Tensor, like: Tensor) -> None:
@@ -100,3 +145,11 @@ def _wide(tensor):
 def _like(tensor, other):
     """`tensor` where `other` is, in the dtype that products with it are taken in."""
     return tensor.to(other.device, torch.float64 if other.dtype == torch.float64 else torch.float32)
+
+
+def _float64(tensor: Tensor) -> Tensor:
+    """In float64, on the CPU if the device has none."""
+    try:
+        return tensor.double()
+    except TypeError:
+        return tensor.cpu().double()

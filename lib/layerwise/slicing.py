@@ -27,51 +27,8 @@ from layerwise import rotation
 from layerwise.architectures import UnsupportedArchitecture, architecture, blocks, forwards, is_sliced
 from layerwise.corpora import check_mask, check_tokens
 from layerwise.plans import Layer, Plan
+from layerwise.rotation import Gram
 from layerwise.sliced import skeleton, widths
-
-
-class Gram:
-    """Sum of `x' x` over rows of hidden states, its lower triangle: float64 `[D, D]`, whatever the dtype of the states.
-
-    Products of one batch are taken in float32 (float64 for float64 states): products of bfloat16 numbers are exact in
-    it, while a sum rounded to bfloat16 would drown all but the first components. With `center`, rows lose their mean
-    first, as they do in LayerNorm.
-    """
-
-    def __init__(self, center: bool = False):
-        self.center = center
-        self.total: Tensor | None = None
-
-    def add(self, states: Tensor, keep: Tensor | None = None) -> None:
-        """Add hidden states `[n, length, D]`, or `[n * length, D]`; only where `keep` `[n, length]` is True."""
-        rows = states.flatten(0, -2)
-        rows = rows if keep is None else rows[keep.flatten().to(rows.device)]
-        rows = rows if rows.dtype == torch.float64 else rows.float()
-        if self.center:
-            rows = rows - rows.mean(-1, keepdim=True)
-        D = rows.shape[1]
-        if self.total is None:
-            self.total = _float64(rows.new_zeros(D, D))
-        width = -(-D // 4)
-        for start in range(0, D, width):  # four strips, without most of what lies above the diagonal: 3/8 less to do
-            strip = slice(start, start + width)
-            self.total[start:, strip] += _float64(rows[:, start:].T @ rows[:, strip])
-
-    def pca(self, where: str = "the hidden state") -> tuple[Tensor, Tensor]:
-        """Principal components without centring the columns: eigenvalues `[D]`, largest first, and the basis `[D, D]`
-        with a component a column, both float64.
-
-        With `center`, the direction that no centred row has is a column of zeros.
-        Raises ValueError that names `where` if states were NaN or infinite.
-        """
-        if not self.total.isfinite().all():
-            raise ValueError(
-                f"{where} is NaN or infinite: weights up to there are damaged, or the dtype overflows (float16 does "
-                "where bfloat16 and float32 don't)"
-            )
-        values, vectors = torch.linalg.eigh(self.total, UPLO="L")
-        vectors = vectors.flip(1)
-        return values.flip(0), vectors - vectors.mean(0) if self.center else vectors
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,11 +255,3 @@ def _enter(model, tokens, keep) -> tuple[Tensor, Tensor | None, list[dict]]:
     with forwards(each, [record] * len(each)):
         _run(model, tokens, keep)
     return entering[0], keep, arguments
-
-
-def _float64(tensor: Tensor) -> Tensor:
-    """In float64, on the CPU if the device has none."""
-    try:
-        return tensor.double()
-    except TypeError:
-        return tensor.cpu().double()
