@@ -22,7 +22,7 @@ from families import (
 from layerwise import damage
 from layerwise.architectures import UnsupportedArchitecture, blocks
 from layerwise.plans import Layer, Plan
-from layerwise.slicing import Gram
+from layerwise.rotation import Gram
 
 TOKENS = random_tokens(8, 12)
 
