@@ -244,10 +244,12 @@ def scripts(w: Writer, world: World, actors: int | None = None, stop_after: int 
 
 
 OPERATIONS = (1, 2, 3, 4)
+AMOUNTS = range(5, 30)  # that somebody has to begin with
 
 
-def sums(w: Writer, world: World) -> tuple[str, str]:
-    """Write a word problem; returns (problem, working and answer) and has written both."""
+def sums(w: Writer, world: World, amounts: range = AMOUNTS) -> tuple[str, str]:
+    """Write a word problem that begins with one of `amounts`, or with boxes; returns (problem, working and answer) and
+    has written both. More is gained only below 45, so the working stays below 64 for amounts below 64."""
     operations = w.choose(OPERATIONS, told=False)
     who, other = w.sample(FIRST_NAMES, 2)
     names = w.tell([who, other], FIRST_NAMES)
@@ -261,11 +263,11 @@ def sums(w: Writer, world: World) -> tuple[str, str]:
         w.say(f"{who} had {boxes} {w.choose(words.CONTAINERS)} with {each} {goods} in each.")
         working.append(f"{boxes} x {each} = {have}.")
     else:
-        have = w.choose(range(5, 30))
+        have = w.choose(amounts)
         w.say(f"{who} had {have} {goods}.")
     if w.flip(0.25):  # somebody else's goods, which don't count
         next(names)
-        w.say(f" {other} had {w.choose(range(5, 30))} {w.choose(words.GOODS)}.")
+        w.say(f" {other} had {w.choose(AMOUNTS)} {w.choose(words.GOODS)}.")
     for done in range(boxed, operations):
         w.goes_on(done, OPERATIONS)
         if have < 45 and (have < 3 or w.flip(0.5)):

@@ -2,27 +2,33 @@
 
 | task | mirrors | asks for | chance |
 |---|---|---|---|
-| world_coreference | WinoGrande | who has a thing, or where it is, at the end of a new story | 1/2 |
+| world_coreference | WinoGrande | where a thing is at the end of a new story | 1/2 |
 | world_taxonomy | ARC | a trait that no text states of this species: it follows from the genus | 1/4 |
-| world_scripts | HellaSwag | the next step of one of several interleaved activities | 1/4 |
+| world_scripts | HellaSwag | the next step of one of four or five interleaved activities, after a pause | 1/4 |
 | world_uses | PIQA | the thing for a purpose; what happens to a thing, which its material decides | 1/2 |
 | world_people | MMLU | a fact of a biography | 1/4 |
 | world_sums | GSM8K | working and answer of a word problem (generated, exact match) | 0 |
 
 Chance is also what a reader earns who knows how often words come, but no fact and no story: in tasks on facts the right
 and the wrong values are drawn first and alike, and then who or what has the right one; in half of the items on stories,
-and no more, the right answer is the one told last, or more often; no choice of a next step has been told. (One such
-guess is left: the step that shares a word with the title of the activity, right in a third of `world_scripts`.)
+and no more, the right answer is the one told last, or more often; no choice of a next step has been told, and the right
+one is equally often the first, second and third of the choices in the order of activities. (Guesses that earn about a
+third are left in `world_scripts`: that order, and the step that shares a word with the title of the activity.)
+
+Wording is that of the text. Where items are harder than the text, they have more of the same: more people act at a
+time and pauses are longer (`world_scripts`), larger amounts to begin with (`world_sums`).
 """
 
 import json
 import random
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from . import lexicon as words
 from .documents import (
+    AMOUNTS,
     BIOGRAPHY,
     STEPS,
     TRAIT_SENTENCE,
@@ -58,31 +64,27 @@ def _item(rng: random.Random, context: str, right: str, wrong: list[str]) -> dic
 
 
 def coreference(rng: random.Random, world: World) -> dict:
-    """Draws what kind of item it is, then stories until one has such an item: so no kind is rarer than another."""
-    asks_holder, has_been_there, last_is_right, most_is_right = (rng.random() < 0.5 for _ in range(4))
+    """Draws which guesses are to be right, then stories until they are, so that none of them earns more than chance.
+
+    As in the text, about four things in five are where they were at first, be it that somebody carried them or not.
+    """
+    last_is_right, most_is_right = (rng.random() < 0.5 for _ in range(2))
     wrong: list[str] = []
     while not wrong:
         w = Writer(rng)
-        scene = stories(w, world, events=rng.randint(3, 9), questions=False)
+        scene = stories(w, world, questions=False)
         thing = rng.choice(list(scene.at))
-        right = scene.holder(thing) if asks_holder else scene.whereabouts(thing)
-        if right is None:
-            continue
+        right = scene.whereabouts(thing)
         told = re.findall(r"\w+", w.text())
         count, last = Counter(told), {word: i for i, word in enumerate(told)}
-        if asks_holder:
-            options = scene.held_by[thing]
-        else:
-            options = scene.visited[thing] if has_been_there else scene.place.values()
         wrong = [
-            x
-            for x in dict.fromkeys(options)
-            if (last[x] < last[right]) == last_is_right
-            and (count[x] < count[right]) == most_is_right
-            and count[x] != count[right]
+            place
+            for place in words.PLACES
+            if place in count
+            and (last[place] < last[right]) == last_is_right
+            and (count[place] < count[right]) == most_is_right
+            and count[place] != count[right]
         ]
-    if asks_holder:
-        return _item(rng, f"{w.text()} Now", f"{right} had the {thing}.", [f"{rng.choice(wrong)} had the {thing}."])
     return _item(rng, f"{w.text()} The {thing} was now in the", f"{right}.", [f"{rng.choice(wrong)}."])
 
 
@@ -101,24 +103,50 @@ def taxonomy(rng: random.Random, world: World) -> dict:
     return _item(rng, context, f"{right}.", [f"{v}." for v in wrong])
 
 
-def script_steps(rng: random.Random, world: World) -> dict | None:
-    w = Writer(rng)
-    state = scripts(w, world, actors=rng.choice((1, 2, 3)), stop_after=rng.randint(4, 14))
-    going_on = [name for name, (title, i) in state.items() if 0 < i < len(STEPS[title])]
-    if not going_on:
-        return None
-    name = rng.choice(going_on)
+ACTORS = (4, 5)  # the text has up to three
+PAUSE = 10  # so many sentences, at least, have told of others since the asked one was told of; rare in the text
+
+
+def script_steps(rng: random.Random, world: World) -> dict:
+    """Draws how many wrong choices are earlier steps than the right one, then activities until so many are."""
+    earlier = rng.randrange(3)
+    wrong: list[str] = []
+    while not wrong:
+        w = Writer(rng)
+        state = scripts(w, world, actors=rng.choice(ACTORS), stop_after=rng.randint(PAUSE + 1, 24))
+        text = w.text()
+        recent = {sentence.split()[0] for sentence in text.split(": ")[1].split(". ")[-PAUSE:]}
+        waiting = [name for name, (title, i) in state.items() if 0 < i < len(STEPS[title]) and name not in recent]
+        if waiting:
+            name = rng.choice(waiting)
+            wrong = _wrong_steps(rng, text, state, name, earlier)
     title, i = state[name]
-    right = STEPS[title][i]
+    return _item(rng, f"{text} {name}", f"{STEPS[title][i]}.", [f"{step}." for step in wrong])
+
+
+def _wrong_steps(rng: random.Random, text: str, state: dict[str, list], name: str, earlier: int) -> list[str]:
+    """Three steps that are not told and that `name` cannot take now, or none where there are not so many.
+
+    One comes later in the same script. Two come next for others, or elsewhere follow what `name` has done last;
+    `earlier` of these have an earlier place in their scripts than the right step has.
+    """
+    title, i = state[name]
+    right, last = STEPS[title][i], STEPS[title][i - 1]
     # the step after the next is possible too (steps are skipped now and then), so it is no wrong answer
-    own = STEPS[title][i + 2 :]
-    theirs = [STEPS[t][j] for n, (t, j) in state.items() if n != name and j < len(STEPS[t])]
-    wrong = {rng.choice(kind) for kind in (own, theirs) if kind}
-    while len(wrong) < 3:
-        wrong.add(rng.choice([step for steps in STEPS.values() for step in steps]))
-    if any(f" {step}." in w.text() or step in STEPS[title][: i + 2] for step in wrong) or f" {right}." in w.text():
-        return None
-    return _item(rng, f"{w.text()} {name}", f"{right}.", [f"{s}." for s in sorted(wrong)])
+    own = {s for s in STEPS[title][i + 2 :] if f" {s}." not in text}
+    theirs = {STEPS[t][j] for n, (t, j) in state.items() if n != name and j < len(STEPS[t])}
+    elsewhere = {after for steps in STEPS.values() for before, after in pairwise(steps) if before == last}
+    near = {s for s in theirs | elsewhere if s not in STEPS[title] and f" {s}." not in text}
+    before = sorted(s for s in near if _place(s) < _place(right))
+    after = sorted(near.difference(before))
+    if f" {right}." in text or not own or len(before) < earlier or len(after) < 2 - earlier:
+        return []
+    return [rng.choice(sorted(own)), *rng.sample(before, earlier), *rng.sample(after, 2 - earlier)]
+
+
+def _place(step: str) -> int:
+    """The earliest place of a step in any script."""
+    return min(steps.index(step) for steps in STEPS.values() if step in steps)
 
 
 def thing_uses(rng: random.Random, world: World) -> dict:
@@ -165,7 +193,8 @@ def _common_words(sentences: list[str]) -> int:
 
 
 def word_problem(rng: random.Random, world: World) -> dict:
-    problem, working = sums(Writer(rng), world)
+    # any amount that the workings of the text come to, though no text begins with more than 29
+    problem, working = sums(Writer(rng), world, amounts=range(AMOUNTS.start, 64))
     return {"context": problem, "working": working, "answer": working.rsplit(" ", 1)[1].rstrip(".")}
 
 
@@ -179,8 +208,7 @@ def items(task: str, n: int = ITEMS, seed: int = 0) -> list[dict]:
     found: dict[str, dict] = {}
     while len(found) < n:
         item = MAKERS[task](rng, world)
-        if item:
-            found.setdefault(item["context"] + str(item.get("choices")), item)
+        found.setdefault(item["context"] + str(item.get("choices")), item)
     return list(found.values())
 
 

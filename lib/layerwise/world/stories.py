@@ -19,8 +19,6 @@ class Scene:
     def __init__(self, people: dict[str, str], things: dict[str, str]):
         self.place = dict(people)  # person -> place
         self.at = dict(things)  # thing -> place, or the person who holds it
-        self.visited = {thing: [place] for thing, place in things.items()}  # the places a thing has been in
-        self.held_by = {thing: [] for thing in things}  # the people who have held it
 
     def whereabouts(self, thing: str) -> str:
         return self.place.get(self.at[thing], self.at[thing])
@@ -39,14 +37,6 @@ class Scene:
                 possible.append(("leave", thing))
                 possible += [("give " + p, thing) for p, where in self.place.items() if where == here and p != person]
         return possible
-
-    def note(self) -> None:
-        for thing, places in self.visited.items():
-            if places[-1] != self.whereabouts(thing):
-                places.append(self.whereabouts(thing))
-            holder, held = self.holder(thing), self.held_by[thing]
-            if holder and (not held or held[-1] != holder):
-                held.append(holder)
 
 
 class Unseen:
@@ -75,10 +65,9 @@ def who_sentence(scene: Scene, thing: str) -> str:
     return f"Now {scene.holder(thing) or 'nobody'} had the {thing}."
 
 
-def stories(w: Writer, world: World, events: int | None = None, questions: bool = True) -> Scene:
-    """Write a story of `events` events, followed by statements about its end unless `questions` is False."""
-    numbers = (events,) if events else EVENTS
-    events = events or w.choose(EVENTS, told=False)
+def stories(w: Writer, world: World, questions: bool = True) -> Scene:
+    """Write a story with statements about where things are now, at its end and before, unless `questions` is False."""
+    events = w.choose(EVENTS, told=False)
     places = w.sample(words.PLACES, w.choose(PLACES, told=False))
     names = w.sample(FIRST_NAMES, w.choose(NAMES, told=False))
     things = w.sample(words.BELONGINGS, w.choose(THINGS, told=False))
@@ -91,7 +80,7 @@ def stories(w: Writer, world: World, events: int | None = None, questions: bool 
         w.note(unseen.surprisal(scene.at[thing]))
         w.say(f" The {thing} was in the {scene.at[thing]}.")
     for done in range(events):
-        w.goes_on(done, numbers)
+        w.goes_on(done, EVENTS)
         person = w.choose(names)
         verb, thing = w.choose(scene.actions(person))
         if verb == "go":
@@ -108,12 +97,11 @@ def stories(w: Writer, world: World, events: int | None = None, questions: bool 
         else:
             scene.at[thing] = verb.removeprefix("give ")
             w.say(f" {person} gave the {thing} to {scene.at[thing]}.")
-        scene.note()
         # whether a statement stands by itself or begins the closing ones is certain only when the next event is told,
         # or the text ends
         if questions and w.flip(0.3):
             w.say(" " + where_sentence(scene, w.choose(things)), certain=False)
-    w.goes_on(events, numbers, more=False)
+    w.goes_on(events, EVENTS, more=False)
     if questions:
         for thing in w.tell(w.sample(things, len(things)), things):
             if scene.holder(thing) and w.flip(0.5):
