@@ -201,16 +201,31 @@ def test_committed_rows_come_back_as_they_were(tmp_path):
     assert loaded.attrs["provenance"]["command"] == "make full" and loaded.attrs["provenance"]["python"]
 
 
-def test_rows_of_other_models_stay(tmp_path):
+def test_committed_rows_are_known_as_long_as_nothing_changed_that_they_depend_on(tmp_path):
     path = tmp_path / "rows.csv"
     old = pd.DataFrame({"model": ["a", "b", "b"], "y": [1.0, 2.0, 3.0]})
-    results.update_rows(old, path, {"a": "1", "b": "2"}, length=8)
-    results.update_rows(pd.DataFrame({"model": ["b"], "y": [4.0]}), path, {"b": "3"}, length=8)
+    live = pd.DataFrame({"model": ["b"], "y": [4.0]})
+    runs = {"a": {"revision": "1", "length": 8}, "b": {"revision": "2", "length": 8}}
+    assert results.known_rows(path, runs, lambda: live) is live  # none are committed
+    results.known_rows(path, runs, lambda: old, renew=True)
+
+    def never():
+        raise AssertionError
+
+    assert results.known_rows(path, {"b": runs["b"]}, never).y.to_list() == [2.0, 3.0]
+    for change in ({"revision": "3"}, {"length": 9}):
+        assert results.known_rows(path, runs | {"b": runs["b"] | change}, lambda: live) is live
+    assert results.known_rows(path, {"c": runs["a"]}, lambda: live) is live
+
+    results.known_rows(path, {"b": {"revision": "3"}}, lambda: live, renew=True)  # rows of other models stay
     rows = results.load_rows(path)
     assert rows.to_dict("list") == {"model": ["a", "b"], "y": [1.0, 4.0]}
-    told = rows.attrs["provenance"]
-    assert told["length"] == 8 and {m: of["revision"] for m, of in told["runs"].items()} == {"a": "1", "b": "3"}
-    assert all("date" in of for of in told["runs"].values())
+    told = rows.attrs["provenance"]["runs"]
+    assert told["a"].items() >= runs["a"].items() and told["b"]["revision"] == "3" and "date" in told["b"]
+
+
+def test_a_digest_changes_with_the_source():
+    assert results.digest(points, square) == results.digest(points, square) != results.digest(square)
 
 
 def test_rows_are_saved_as_csv_only(tmp_path):

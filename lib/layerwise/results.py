@@ -110,20 +110,33 @@ def save_rows(rows: pd.DataFrame, path, **notes) -> None:
     _write(path.with_suffix(".json"), json.dumps(provenance() | notes, indent=2, default=_plain) + "\n")
 
 
-def update_rows(rows: pd.DataFrame, path, revisions: Mapping[str, str], **notes) -> None:
-    """`save_rows`, but rows of models that `rows` has none of stay; the notes say of each model whence its rows are.
+def known_rows(
+    path, runs: Mapping[str, Mapping], make: Callable[[], pd.DataFrame], renew: bool = False
+) -> pd.DataFrame:
+    """The committed rows of the models in `runs`, if they are of these very runs, else what `make` gives.
 
-    `revisions` has the `fingerprint` of each model in the column `model`. So one more model can be run alone.
+    `runs` says for each value of the column `model` what its rows depend on, such as the model's `fingerprint`, the
+    text, and a `digest` of functions; it is kept beside the rows. With `renew`, rows are made in any case and written;
+    those of other models stay.
     """
-    origin = provenance()
-    run = {name: origin[name] for name in ("date", "commit", "dirty", "cpu", "gpu") if name in origin}
-    runs = {model: {"revision": revision} | run for model, revision in revisions.items()}
-    if Path(path).exists():
-        before = load_rows(path)
-        others = before[~before["model"].isin(list(revisions))]
-        runs = {m: of for m, of in before.attrs["provenance"]["runs"].items() if m in set(others["model"])} | runs
-        rows = pd.concat([others, rows], ignore_index=True)
-    save_rows(rows, path, runs=runs, **notes)
+    path = Path(path)
+    before = load_rows(path) if path.exists() else pd.DataFrame({"model": []})
+    told = before.attrs.get("provenance", {"runs": {}})["runs"]
+    if not renew:
+        same = all(run.items() <= told.get(model, {}).items() for model, run in runs.items())
+        return before[before["model"].isin(list(runs))].reset_index(drop=True) if same else make()
+    rows, origin = make(), provenance()
+    origin = {name: origin[name] for name in ("date", "commit", "dirty", "cpu", "gpu") if name in origin}
+    others = before[~before["model"].isin(list(runs))]
+    told = {model: run for model, run in told.items() if model in set(others["model"])}
+    told |= {model: {**run, **origin} for model, run in runs.items()}
+    save_rows(pd.concat([others, rows], ignore_index=True), path, runs=told)
+    return rows
+
+
+def digest(*functions: Callable) -> str:
+    """What tells these functions from changed ones: a digest of their sources."""
+    return hashlib.sha256("\n".join(map(_source, functions)).encode()).hexdigest()[:16]
 
 
 def load_rows(path) -> pd.DataFrame:
@@ -161,10 +174,11 @@ def _key(point, code):
 
 @cache
 def _library() -> str:
-    """The sources of this library, but for those that only show what was computed."""
+    """The sources of this library, but for those that only show what was computed; the items of its tasks too."""
     folder = Path(__file__).parent
     shown = [folder / "figures", folder / "book", folder / "claims"]
-    files = [file for file in sorted(folder.rglob("*.py")) if not any(file.is_relative_to(path) for path in shown)]
+    files = [*sorted(folder.rglob("*.py")), *sorted((folder / "world" / "tasks").glob("*.*l"))]
+    files = [file for file in files if not any(file.is_relative_to(path) for path in shown)]
     return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 

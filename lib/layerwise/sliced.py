@@ -100,15 +100,10 @@ def skeleton(model, plan: Plan) -> nn.Module:
     return empty.eval().requires_grad_(False)
 
 
-def widths(plan: Plan) -> list[int]:
-    """Widths of the residual stream, `[L + 1]`: what each block reads, then what the head reads."""
-    return [layer.width or plan.width for layer in plan.layers] + [plan.head or plan.width]
-
-
 def _cut(model, plan: Plan) -> None:
     """Give the parts of a dense model that was just made, whose weights have no value yet, the shapes of the plan."""
     table = architecture(model)
-    stream = widths(plan)
+    stream = plan.stream
     for path in table.embeddings:
         embedding = model.get_submodule(path)
         embedding.embedding_dim = stream[0]
@@ -149,22 +144,25 @@ def _replace_norm(parent, path, width):
 
 @cache
 def _block_class(dense: type, table: Architecture) -> type:
-    return type(f"Sliced{dense.__name__}", (SlicedBlock, dense), {"architecture": table, "__module__": __name__})
+    return _class(SlicedBlock, dense, architecture=table)
 
 
 def _register(family: str) -> None:
     """Make the classes of a family and let transformers' AutoConfig and AutoModelForCausalLM know them."""
     dense_config = type(AutoConfig.for_model(family))
     dense_model = MODEL_FOR_CAUSAL_LM_MAPPING[dense_config]
-    named = {"__module__": __name__, "__annotations__": {"plan": "dict | None"}}
-    config = type(
-        f"Sliced{dense_config.__name__}", (dense_config,), named | {"model_type": SLICED + family, "plan": None}
-    )
-    named = {"__module__": __name__, "config_class": config}
-    named["_no_split_modules"] = [f"Sliced{name}" for name in dense_model._no_split_modules]
-    model = type(f"Sliced{dense_model.__name__}", (SlicedModel, dense_model), named)
+    config = _class(dense_config, model_type=SLICED + family, plan=None, __annotations__={"plan": "dict | None"})
+    blocks_kept_whole = [f"Sliced{name}" for name in dense_model._no_split_modules]
+    model = _class(SlicedModel, dense_model, config_class=config, _no_split_modules=blocks_kept_whole)
     AutoConfig.register(SLICED + family, config, exist_ok=True)
     AutoModelForCausalLM.register(config, model, exist_ok=True)
+
+
+def _class(*bases: type, **content) -> type:
+    """The sliced class of the last of `bases`, also as an attribute of this module, where pickle looks for it."""
+    name = f"Sliced{bases[-1].__name__}"
+    globals()[name] = type(name, bases, content | {"__module__": __name__})
+    return globals()[name]
 
 
 for _family in ARCHITECTURES:

@@ -28,7 +28,7 @@ from layerwise.architectures import UnsupportedArchitecture, architecture, block
 from layerwise.corpora import check_mask, check_tokens
 from layerwise.plans import Layer, Plan
 from layerwise.rotation import Gram
-from layerwise.sliced import skeleton, widths
+from layerwise.sliced import skeleton
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def calibrate(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8)
     Raises ValueError for tokens outside the vocabulary, NaN or infinite weights, and hidden states that are, naming the
     block, and UnsupportedArchitecture. Warns if there are fewer tokens than `D`.
     """
-    check(model, tokens, mask)
+    check(model, tokens, mask, batch)
     table = architecture(model)
     places = [block.get_submodule(step.norm) for block in blocks(model) for step in table.steps]
     places.append(model.get_submodule(table.final_norm))
@@ -74,11 +74,14 @@ def calibrate(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8)
         finally:
             for handle in handles:
                 handle.remove()
-        found = [gram.pca(where) for gram, where in zip(grams, _names(model), strict=True)]
-        eigenvalues, bases = zip(*found, strict=True)
+        eigenvalues, bases = [], []
+        for where in _names(model):  # a sum is let go when its basis is there: for wide models they are large
+            values, basis = grams.pop(0).pca(where)
+            eigenvalues.append(values)
+            bases.append(basis)
         full = Plan(tuple(Layer(width=model.config.hidden_size) for _ in blocks(model)), model.config.hidden_size)
         rotated = _slice(model, full, _Known(bases))
-    return Bases(rotated, bases[-1], eigenvalues, weakref.ref(model))
+    return Bases(rotated, bases[-1], tuple(eigenvalues), weakref.ref(model))
 
 
 @torch.inference_mode(False)  # so that the result can be trained, wherever it is made
@@ -89,7 +92,7 @@ def truncate(bases: Bases, plan: Plan) -> nn.Module:
     small = skeleton(full, plan)
     if plan.head:  # in the rotated model the last block writes the stream as it is in the dense model
         table = architecture(full)
-        basis, width = bases.head[:, : plan.head], widths(plan)[-2]
+        basis, width = bases.head[:, : plan.head], plan.stream[-2]
         before, after, step = blocks(full)[-1], blocks(small)[-1], table.steps[-1]
         rotation.write(before, after, step.writes, basis)
         shortcut = before.shortcuts[-1].weight
@@ -112,12 +115,12 @@ def slice_model(
     as it is sliced, so that both together take little more than the larger; `model` can't be used afterwards, nor if
     this is interrupted.
     """
-    check(model, tokens, mask)
+    check(model, tokens, mask, batch)
     with torch.inference_mode(False), torch.no_grad():
         return _slice(model, plan, _Sequential(model, tokens, mask, batch), inplace)
 
 
-def check(model, tokens: Tensor, mask: Tensor | None = None) -> None:
+def check(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> None:
     """Raise, before any work, if `model` can't be sliced on `tokens`; warn if they are few."""
     table, D = architecture(model), model.config.hidden_size
     if is_sliced(model):
@@ -130,6 +133,12 @@ def check(model, tokens: Tensor, mask: Tensor | None = None) -> None:
         )
     check_tokens(tokens, model.config.vocab_size)
     check_mask(mask, tokens)
+    if batch < 1:
+        raise ValueError(f"batch must be at least one window, not {batch}")
+    places = {parameter.device for parameter in model.parameters()}
+    if len(places) > 1 or torch.device("meta") in places:
+        listed = ", ".join(sorted(map(str, places)))
+        raise ValueError(f"the model's weights are on {listed}: slicing needs them all on one device, in its memory")
     for name, weights in model.named_parameters():  # no activation shows all of them
         if not weights.isfinite().all():
             raise ValueError(f"the weights {name} hold NaN or infinity: get the checkpoint anew")
@@ -181,7 +190,7 @@ class _Sequential:
 
 def _slice(model, plan: Plan, bases: _Known | _Sequential, inplace: bool = False) -> nn.Module:
     """`model` in `bases`, cut to `plan`. What the head reads is the dense model's own, unless the plan cuts it."""
-    table, stream = architecture(model), widths(plan)
+    table, stream = architecture(model), plan.stream
     small = skeleton(model, plan)
     basis = bases.first()[:, : stream[0]]
     rotation.embed(model, small, table.embeddings, basis)
