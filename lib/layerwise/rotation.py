@@ -123,13 +123,10 @@ def keep_buffers(dense, small) -> None:
             small.set_submodule(name, copy.deepcopy(module))
 
 
-def free(dense, paths: Sequence[str]) -> None:
-    """Let go of the weights of modules at `paths`; what shares their memory, such as a tied head, keeps it."""
-    for path in paths:
-        module = dense.get_submodule(path)
-        for name, parameter in list(module.named_parameters()):
-            inner, _, last = name.rpartition(".")
-            put(module.get_submodule(inner), last, parameter.new_empty(0), parameter)
+def free(module: nn.Module) -> None:
+    """Let go of the weights of a module; what shares their memory keeps it."""
+    for parameter in module.parameters():
+        parameter.data = parameter.new_empty(0)
 
 
 def put(module: nn.Module, name: str, value: Tensor, like: Tensor) -> None:

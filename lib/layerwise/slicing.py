@@ -192,10 +192,7 @@ def _slice(model, plan: Plan, bases: _Known | _Sequential, inplace: bool = False
     """`model` in `bases`, cut to `plan`. What the head reads is the dense model's own, unless the plan cuts it."""
     table, stream = architecture(model), plan.stream
     small = skeleton(model, plan)
-    basis = bases.first()[:, : stream[0]]
-    rotation.embed(model, small, table.embeddings, basis)
-    if inplace:
-        rotation.free(model, table.embeddings)
+    basis = entering = bases.first()[:, : stream[0]]
     pairs = list(zip(blocks(model), blocks(small), strict=True))
     for i, (dense, block) in enumerate(tqdm(pairs, desc="slicing", unit="block", leave=False, delay=5)):
         end = table.steps[-1] if i + 1 == len(pairs) and not plan.head else None
@@ -212,7 +209,8 @@ def _slice(model, plan: Plan, bases: _Known | _Sequential, inplace: bool = False
             rotation.write(dense, block, step.writes, basis)
             rotation.pass_on(shortcut, before, basis, like)
         if inplace:
-            rotation.free(model, [f"{table.blocks}.{i}"])
+            rotation.free(dense)
+    rotation.embed(model, small, table.embeddings, entering)  # here, where blocks that were freed have made room
     rotated = [table.blocks, *table.embeddings]
     if plan.head:
         rotation.read(model, small, table.final_norm, [table.head], basis)
