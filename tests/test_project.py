@@ -74,7 +74,7 @@ def test_everything_that_the_project_installs_is_pinned_within_its_ranges(others
                 for one in ("", *wanted.extras):
                     walk(requirement, one)
 
-    walk("layerwise[book,lab,dev]", "")
+    walk("layerwise[quantizers,book,lab,dev]", "")
     assert len(seen) > 100 and set(others) <= {name for name, *_ in seen}
 
 
@@ -96,7 +96,7 @@ def test_conda_installs_from_the_same_lock():
         wanted = Requirement(line)
         assert str(wanted.specifier) == f"=={pins()[canonicalize_name(wanted.name)]}", line
     makefile = (ROOT / "Makefile").read_text()
-    assert "--constraint constraints.txt --editable '.[book,lab,dev]'" in makefile and "-e .[book,lab,dev]" in pip
+    assert "--constraint constraints.txt --editable '.[quantizers,book,lab,dev]'" in makefile and "-e .[quantizers,book,lab,dev]" in pip
 
 
 def test_the_workflow_keeps_the_copies_of_notebooks_that_fail():

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -182,8 +182,20 @@ def written(output) -> torch.Tensor:
 
 
 def linears(block: nn.Module) -> dict[str, nn.Linear]:
-    """All linear layers of a block by their path in it, in the order of the modules."""
-    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+    """All linear layers of a block by their path in it, in the order of the modules, but for those that slicing added.
+
+    The shortcuts of a sliced block are its residual path: what passes there is scored and quantized nowhere else.
+    """
+    found = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+    return {name: linear for name, linear in found.items() if not name.startswith("shortcuts.")}
+
+
+class Matrix(NamedTuple):
+    """The weights of a linear layer, and which of its two sides the residual stream is on, if either."""
+
+    rows: int  # outputs
+    columns: int  # inputs
+    stream: Literal["read", "written", "written at the end", None]
 
 
 @dataclass(frozen=True)
@@ -197,7 +209,7 @@ class Shape:
     D: int  # width of the residual stream
     dtype: str  # of the weights as stored, such as "bfloat16"
     parameters: tuple[int, ...]  # of each block, all of them
-    linear_weights: tuple[int, ...]  # of each block, in the weight matrices of its linear layers: what is quantized
+    matrices: tuple[tuple[Matrix, ...], ...]  # of each block, those of its linear layers: what is quantized
     bytes: tuple[int, ...]  # of each block
     other_parameters: int  # embeddings, final norm, head
     other_bytes: int
@@ -211,6 +223,11 @@ class Shape:
     final_parameters: int  # final norm and head as they are, the head counted even if it is tied
     head_rows: int  # vocabulary: per column that the head reads
     head_bias: int  # the head's bias once the final norm is folded into it, or 0
+
+    @property
+    def linear_weights(self) -> tuple[int, ...]:
+        """Weights in the matrices of each block."""
+        return tuple(sum(matrix.rows * matrix.columns for matrix in block) for block in self.matrices)
 
     @property
     def total_parameters(self) -> int:
@@ -237,7 +254,6 @@ def shape(model) -> Shape:
     found, each = architecture(model), blocks(model)
     stored = getattr(model, "stored_dtype", None) or model.dtype
     parameters = tuple(sum(p.numel() for p in block.parameters()) for block in each)
-    weights = tuple(sum(linear.weight.numel() for linear in linears(block).values()) for block in each)
     other = sum(p.numel() for p in model.parameters()) - sum(parameters)  # .parameters() gives a tied weight once
     size = torch.empty(0, dtype=stored).element_size()
     reads, writes, untouched = zip(*(_by_column(block, found) for block in each), strict=True)
@@ -248,7 +264,7 @@ def shape(model) -> Shape:
         D=model.config.hidden_size,
         dtype=str(stored).removeprefix("torch."),
         parameters=parameters,
-        linear_weights=weights,
+        matrices=tuple(_matrices(block, found) for block in each),
         bytes=tuple(size * count for count in parameters),
         other_parameters=other,
         other_bytes=size * other,
@@ -260,6 +276,15 @@ def shape(model) -> Shape:
         final_parameters=sum(_count(module) for module in (final_norm, head) if module is not None),
         head_rows=head.out_features,
         head_bias=_folded_bias(head, final_norm),
+    )
+
+
+def _matrices(block: nn.Module, found: Architecture) -> tuple[Matrix, ...]:
+    roles = {path: "read" for step in found.steps for path in step.reads}
+    for step in found.steps:
+        roles |= dict.fromkeys(step.writes, "written at the end" if step == found.steps[-1] else "written")
+    return tuple(
+        Matrix(linear.out_features, linear.in_features, roles.get(path)) for path, linear in linears(block).items()
     )
 
 

@@ -2,50 +2,101 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from layerwise import slicing
 from layerwise.architectures import blocks
+from layerwise.corpora import check_tokens
 from layerwise.plans import Plan
+from layerwise.quantization import quantizer as by_name
+from layerwise.quantization.blockwise import check, each_block
 
 
 def compress(
     model,
     plan: Plan,
     tokens: Tensor | None = None,
+    quantizer: str | Callable = "rtn",
     calibration: str | slicing.Bases = "sequential",
     mask: Tensor | None = None,
     batch: int = 8,
     inplace: bool = False,
 ) -> nn.Module:
-    """A model compressed to `plan`, in the dtype and on the device of `model`, which stays as it is.
+    """A model compressed to `plan`: sliced, then quantized, whichever of them the plan asks for.
 
-    Slicing is SliceGPT's (arXiv 2401.15024) with the widths of the plan. `calibration` "sequential" takes the bases
+    It is in the dtype and on the device of `model`, which stays as it is. With `inplace` it doesn't: memory is saved by
+    freeing or changing its blocks as they are done, and it can't be used afterwards.
+
+    **Slicing** is SliceGPT's (arXiv 2401.15024) with the widths of the plan. `calibration` "sequential" takes the bases
     from `tokens` `[n, length]`, block after block, each from what the blocks before it, already sliced, put out;
     `mask` `[n, length]` is 0 for padding, which the bases leave out; `batch` windows are run at a time. The `Bases`
-    that `calibrate` took from the dense model serve many plans, and need no tokens.
+    that `calibrate` took from the dense model serve many plans, and need no tokens. The result is a transformers
+    model whose configuration holds the plan: it generates, and saves and loads by `save_pretrained` and
+    `from_pretrained`. A tied head is untied.
 
-    `inplace` saves memory: the blocks of `model` are freed as they are sliced, and it can't be used afterwards.
-
-    The result is a transformers model whose configuration holds the plan: it generates, and saves and loads by
-    `save_pretrained` and `from_pretrained`. A tied head is untied.
+    **Quantization** gives the linear layers of each block the bits of the plan, by a `quantizer`: the name of a
+    built-in one ("rtn", "quanto", "hqq", "gptq", see `lw.quantization`), one with settings of yours, such as
+    `lw.quantization.HQQ(group=128)`, or a function `(model, bits, tokens=None) -> model`. Some need `tokens`. Save
+    the result with `lw.save`, which stores few bits as few.
 
     Raises UnsupportedArchitecture, and ValueError for a plan of another model, tokens that are missing or outside the
-    vocabulary, and weights or hidden states that are NaN or infinite, naming the block. Warns if there are fewer tokens
-    than the stream is wide.
+    vocabulary, a width in bits that the quantizer lacks, a size that it can't do, and weights or hidden states that are
+    NaN or infinite, naming the block; ImportError if the package of a quantizer is missing. Warns if there are fewer
+    tokens than the stream is wide.
     """
     _check_plan(model, plan)
-    if isinstance(calibration, slicing.Bases):
-        if calibration.source() is not model:
-            raise ValueError("the bases were taken from another model than the one to compress: calibrate this one")
-        if tokens is not None or mask is not None or inplace:
-            raise ValueError("with bases, tokens, mask and inplace have no effect: the bases hold all that is needed")
-        return slicing.truncate(calibration, plan)
-    if calibration != "sequential":
+    if not isinstance(calibration, slicing.Bases) and calibration != "sequential":
         raise ValueError(f"calibration must be 'sequential' or what lw.calibrate gives, not {calibration!r}")
-    if tokens is None:
-        raise ValueError("sequential calibration needs tokens: give tokens=lw.tokens(...), or calibration=bases")
-    return slicing.slice_model(model, plan, tokens, mask, batch, inplace)
+    bits, outliers = ([getattr(layer, name) for layer in plan.kept] for name in ("bits", "outliers"))
+    quantize = _check_quantizer(model, by_name(quantizer), bits, outliers, tokens)
+    if plan.slices:
+        model, inplace = _slice(model, plan, tokens, calibration, mask, batch, inplace), True
+    return quantize(model, tokens, inplace) if quantize else model
+
+
+def _slice(model, plan, tokens, calibration, mask, batch, inplace):
+    if not isinstance(calibration, slicing.Bases):
+        if tokens is None:
+            raise ValueError("sequential calibration needs tokens: give tokens=lw.tokens(...), or calibration=bases")
+        return slicing.slice_model(model, plan, tokens, mask, batch, inplace)
+    if calibration.source() is not model:
+        raise ValueError("the bases were taken from another model than the one to compress: calibrate this one")
+    if mask is not None or inplace or (tokens is not None and not any(layer.bits for layer in plan.kept)):
+        raise ValueError("with bases, tokens, mask and inplace have no effect: the bases hold all that is needed")
+    return slicing.truncate(calibration, plan)
+
+
+def _check_quantizer(model, quantizer, bits, outliers, tokens) -> Callable | None:
+    """What quantizes a model of this family; None if the plan sets no bits. Raises ValueError before any work is done."""
+    name = getattr(quantizer, "name", getattr(quantizer, "__name__", "the quantizer"))
+    more = {}
+    if any(share is not None for share in outliers):
+        if "outliers" not in inspect.signature(quantizer).parameters:
+            raise ValueError(f"the plan sets outliers, and {name} keeps none: take lw.quantization.Outliers()")
+        more["outliers"] = outliers
+    if not more and not any(width is not None for width in bits):
+        return None
+    if hasattr(quantizer, "widths"):
+        check(quantizer, model, bits)
+    if getattr(quantizer, "needs_tokens", False) and tokens is None:
+        raise ValueError(f"{name} needs calibration text: give tokens=lw.tokens(...)")
+    if tokens is not None:
+        check_tokens(tokens, model.config.vocab_size)
+
+    def quantize(model, tokens, inplace):
+        if inplace:
+            return quantizer(model, bits, tokens=tokens, **more)
+        if not hasattr(quantizer, "block"):
+            return quantizer(copy.deepcopy(model), bits, tokens=tokens, **more)
+        # Block by block, so that beside the model and the result there is one copied block at a time.
+        done = zip(blocks(model), each_block(quantizer, model, bits, copies=True), strict=True)
+        return copy.deepcopy(model, {id(block): new for block, new in done})
+
+    return quantize
 
 
 def _check_plan(model, plan: Plan) -> None:
@@ -57,10 +108,7 @@ def _check_plan(model, plan: Plan) -> None:
             f"the plan is for {len(plan.layers)} layers of width {plan.width}, the model has {count} of width {width}: "
             "make the plan from lw.shape(model)"
         )
-    other = [name for name in ("bits", "outliers") if any(getattr(layer, name) is not None for layer in plan.layers)]
     if len(plan.kept) < count:
-        other.append("keep=False")
-    if other:
-        raise ValueError(f"the plan sets {', '.join(other)}: what can be done to a model so far is slicing")
-    if plan.head is None and all(layer.width is None for layer in plan.layers):
-        raise ValueError("the plan sets nothing: make one with lw.plans.constant_slices(lw.shape(model), mean=0.25)")
+        raise ValueError("the plan sets keep=False: what can be done to a model so far is slicing and quantization")
+    if not plan.slices and all(layer.bits is None and layer.outliers is None for layer in plan.layers):
+        raise ValueError("the plan sets nothing: make one with lw.plans.bits(lw.shape(model), scores, low_layers=3)")

@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from layerwise import architectures, evaluation, stats
+from layerwise.passes import Passes
+from layerwise.quantization import RTN
+from layerwise.quantization.packed import dequantized
 
 KINDS = ("removed", "4 bits", "2 bits")
 
@@ -32,7 +34,7 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
 
     `kl` is KL(dense || damaged), `loss` the damaged model's loss minus the dense model's, both in nats per predicted
     token: higher = worse. A kind is "removed" (the block hands on what it gets), "N bits" (its linear weights rounded
-    to N bits, see `rounded`), or a function of one's own, which gets a copy of the block and returns the module to put
+    to N bits by the quantizer `RTN`), or a function of one's own, which gets a copy of the block and returns the module to put
     in its place. `model` itself stays as it is, bit by bit, also when this is interrupted.
 
     Memory beside the model: the hidden states entering each block for one batch, two batches of logits, one block.
@@ -56,10 +58,11 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
         tqdm(total=len(parts) * len(blocks) * len(makers), desc="damage", leave=False, disable=None) as bar,
     ):
         for start, part in zip(range(0, len(tokens), batch), parts, strict=True):
-            dense, entering, give = _dense(model, blocks, part)
+            passes = Passes(model, part)
+            dense = passes.run(0, blocks)
             for i, block in enumerate(blocks):
                 for label, make in makers.items():
-                    damaged = _from_block(model, blocks, i, make(copy.deepcopy(block)), entering[i], give, part)
+                    damaged = passes.run(i, [make(copy.deepcopy(block))], keep=False)
                     loss, kl = evaluation.differences(damaged, dense, part)
                     windows = range(start, start + len(part))
                     found += zip([i] * len(part), [label] * len(part), windows, kl.tolist(), loss.tolist(), strict=True)
@@ -84,23 +87,6 @@ def matrix(windows: pd.DataFrame, kind: str, measure: str = "kl") -> np.ndarray:
     if chosen.empty:
         raise ValueError(f"no damage of the kind {kind!r} was measured; there is {', '.join(windows['kind'].unique())}")
     return chosen.pivot(index="block", columns="window", values=measure).to_numpy()
-
-
-def rounded(weight: Tensor, bits: int, group: int = 64) -> Tensor:
-    """`weight` `[out, in]` rounded to nearest on 2**bits levels, in its own dtype.
-
-    Each `group` consecutive weights of a row have levels of their own, evenly spaced from the smallest weight to the
-    largest (or to 0, so that 0 is always a level): asymmetric quantization with a scale and an integer zero point.
-    """
-    rows, width = weight.shape
-    # The last group of a row may be short; repeating the row's last weight leaves the range of the group as it is.
-    groups = F.pad(weight.float()[None], (0, -width % group), mode="replicate").reshape(-1, group)
-    low, high = groups.amin(1, keepdim=True).clamp(max=0), groups.amax(1, keepdim=True).clamp(min=0)
-    scale = (high - low) / (2**bits - 1)
-    scale = torch.where(scale > 0, scale, 1)  # a group of zeros stays one
-    zero = (-low / scale).round()
-    levels = ((groups / scale).round() + zero).clamp(0, 2**bits - 1)
-    return ((levels - zero) * scale).reshape(rows, -1)[:, :width].to(weight.dtype)
 
 
 class _Removed(nn.Module):
@@ -128,34 +114,5 @@ def _maker(kind):
 
 def _round_linears(block, bits):
     for linear in architectures.linears(block).values():
-        linear.weight.data = rounded(linear.weight.data, bits)
+        linear.weight.data = dequantized(RTN().matrix(linear.weight.data.float(), bits)).to(linear.weight.dtype)
     return block
-
-
-def _dense(model, blocks, tokens):
-    """Logits of the model as it is, the states `[n, length, D]` entering each block, and how blocks give theirs."""
-    entering, tuples = [], []
-
-    def recording(forward):
-        def run(hidden, *args, **kwargs):
-            entering.append(hidden)
-            output = forward(hidden, *args, **kwargs)
-            tuples.append(isinstance(output, tuple))
-            return output
-
-        return run
-
-    with architectures.forwards(blocks, [recording(block.forward) for block in blocks]):
-        logits = evaluation.logits(model, tokens)
-    return logits, entering, (lambda state: (state,)) if any(tuples) else (lambda state: state)
-
-
-def _from_block(model, blocks, i, stand_in, hidden, give, tokens):
-    """Logits with `stand_in` for block i, which `hidden` enters; blocks before it are passed by.
-
-    The model's own forward does the rest, so masks, positions, final norm and head are as in any family.
-    """
-    passing = [lambda ignored, *args, **kwargs: give(ignored)] * i
-    damaged = [lambda ignored, *args, **kwargs: give(architectures.written(stand_in(hidden, *args, **kwargs)))]
-    with architectures.forwards(blocks[: i + 1], passing + damaged):
-        return evaluation.logits(model, tokens)

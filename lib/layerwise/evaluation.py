@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from layerwise import corpora, stats
+from layerwise.quantization import packed
+from layerwise.quantization.gptq import compressed
 
 
 class Perplexity(NamedTuple):
@@ -44,7 +46,10 @@ class Comparison(NamedTuple):
 
 
 class Size(NamedTuple):
-    """Number of parameters and bytes of everything that is stored; tied tensors count once."""
+    """Number of parameters and bytes of everything that is stored; tied tensors count once.
+
+    A weight of few bits is one parameter; its share of scales and zero points counts in the bytes.
+    """
 
     parameters: int
     bytes: int
@@ -154,9 +159,14 @@ def _harness(model, tokenizer, tasks, limit, batch) -> dict:
 
 def size(model: nn.Module) -> Size:
     """Parameters and bytes of `model` as stored; counts from shapes, so it works on the meta device too."""
-    stored = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}.values()
+    packed_layers, by_gptq = packed(model), compressed(model)
+    tensors = {id(tensor): (name, tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    stored = [tensor for name, tensor in tensors.values() if name not in by_gptq.left_out]
+    few_bits = [*packed_layers.values(), *map(model.get_submodule, by_gptq.bytes)]
     parameters = sum(tensor.numel() for tensor in stored if isinstance(tensor, nn.Parameter))
-    return Size(parameters, sum(tensor.numel() * _stored_bytes(tensor, model) for tensor in stored))
+    parameters += sum(layer.in_features * layer.out_features for layer in few_bits)
+    taken = sum(tensor.numel() * _stored_bytes(tensor, model) for tensor in stored) + sum(by_gptq.bytes.values())
+    return Size(parameters, taken)
 
 
 def _stored_bytes(tensor, model):

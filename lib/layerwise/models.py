@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig, PretrainedConfig
 from transformers.utils import has_file, logging
 
 from layerwise.architectures import architecture
+from layerwise.quantization import checkpoint, gptq, packed
 
 WEIGHTS = Path(__file__).parent / "world" / "weights"
 PREFIX = "embedded/"
@@ -50,9 +51,9 @@ def load(name, device="auto", dtype="auto", revision=None):
     """
     name = os.fspath(name)
     folder = _folder(name)
-    if folder:
-        _check_folder(folder)
     source = str(folder or name)
+    if folder and not (folder / "config.json").exists():
+        raise DamagedModel(f"{folder} is no model: it has no config.json (a model folder also has model.safetensors)")
     try:
         config, _ = PretrainedConfig.get_config_dict(source, revision=revision)
     except (OSError, ValueError) as error:
@@ -60,12 +61,23 @@ def load(name, device="auto", dtype="auto", revision=None):
             raise DamagedModel(f"{folder / 'config.json'} is not a configuration: {error}") from error
         raise UnknownModel(_unknown(name, "and it could not be had from the Hub")) from error
     architecture(config.get("model_type", ""))
+    ours = checkpoint.is_ours(config)
+    if folder and not ours:
+        _check_files(folder)
 
     small = name.startswith(PREFIX)
     if dtype == "auto" and small:
         dtype = torch.float32
     device = torch.device(_accelerator() if device == "auto" else device)
-    model = _read(source, dtype, revision, quiet=small).to(device).eval().requires_grad_(False)
+    if ours:
+        model = _read_packed(folder, dtype)
+    elif (config.get("quantization_config") or {}).get("quant_method") == "compressed-tensors":
+        with gptq.quiet():  # unpacked at once, not in the middle of the first forward pass
+            unpacked = CompressedTensorsConfig(dequantize=True)
+            model = _read(source, dtype, revision, quiet=True, quantization_config=unpacked)
+    else:
+        model = _read(source, dtype, revision, quiet=small)
+    model = model.to(device).eval().requires_grad_(False)
     for tensor, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise DamagedModel(f"{name}: the weights {tensor} hold NaN or infinity; get the checkpoint anew")
@@ -80,6 +92,10 @@ def save(model, path, tokenizer=None) -> Path:
     Weights are saved in the dtype that they have in memory. An embedded model was loaded into float32, which doubles
     its bytes: `save(model.to(model.stored_dtype), path)` gives its own size, and the same values if none was changed.
 
+    Layers of few bits take few bits: a model with packed layers (by "rtn", "quanto", "hqq") is written to a format of
+    this package, that `load` reads and plain `from_pretrained` refuses; one by "gptq" to compressed-tensors, that
+    transformers reads too.
+
     It is written beside `path` and put in place when it is complete, so that a crash leaves no half of a model. A model
     that is there is replaced; a folder that holds something else is an error.
     """
@@ -90,7 +106,13 @@ def save(model, path, tokenizer=None) -> Path:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
         new = Path(temporary) / "new"
         with _reports(bars=False):
-            model.save_pretrained(new)
+            if packed(model):
+                checkpoint.write(model, new)
+            elif gptq.compressed(model).bytes:
+                with gptq.quiet():
+                    model.save_pretrained(new)
+            else:
+                model.save_pretrained(new)
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
         if path.exists():
@@ -136,10 +158,8 @@ def _unknown(name: str, also: str = "") -> str:
     )
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise DamagedModel, before anything large is read, if a part of the model is missing or cut off."""
-    if not (folder / "config.json").exists():
-        raise DamagedModel(f"{folder} is no model: it has no config.json (a model folder also has model.safetensors)")
+def _check_files(folder: Path) -> None:
+    """Raise DamagedModel, before anything large is read, if weights of the model are missing or cut off."""
     index = folder / "model.safetensors.index.json"
     try:
         files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
@@ -157,7 +177,7 @@ def _check_folder(folder: Path) -> None:
             raise DamagedModel(f"{folder / file} is damaged or not safetensors ({error}): get it anew") from error
 
 
-def _read(source: str, dtype, revision, quiet: bool):
+def _read(source: str, dtype, revision, quiet: bool, **options):
     """The model on the CPU; raises DamagedModel if it has no safetensors or they don't fit the configuration."""
     try:
         with _reports(bars=not quiet):
@@ -169,6 +189,7 @@ def _read(source: str, dtype, revision, quiet: bool):
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # so that they are reported with their names
                 output_loading_info=True,
+                **options,
             )
     except OSError as error:  # of folders it is known that the files are there; a repository of the Hub may lack them
         raise DamagedModel(
@@ -181,6 +202,18 @@ def _read(source: str, dtype, revision, quiet: bool):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise DamagedModel(f"{source}: the weights do not fit config.json, {what}: {', '.join(names[:3])}{more}")
     return model
+
+
+def _read_packed(folder: Path | None, dtype):
+    """A model that was saved with packed layers; raises DamagedModel if it isn't all there."""
+    if folder is None:
+        raise DamagedModel("packed models are read from local folders: download this one first")
+    try:
+        with _reports(bars=False):
+            model = checkpoint.read(folder)
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise DamagedModel(f"{folder}: {error}") from error
+    return model if dtype == "auto" else model.to(dtype)
 
 
 @contextmanager

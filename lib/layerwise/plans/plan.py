@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from layerwise.plans.storage import Grouped, Stored
+
 if TYPE_CHECKING:
     from layerwise.architectures import Shape
 
@@ -126,19 +128,11 @@ class Plan:
 
         A sliced model has its norms folded into the matrices that read them (the final norm too where the head is
         sliced), a head of its own, and in every block shortcut matrices that carry the residual stream from one basis
-        to the next.
+        to the next. A weight of few bits is a parameter like any other.
 
-        Raises ValueError for a shape with other blocks or another width, and where bits or outliers are set: what
-        scales and zero points take is not counted yet.
+        Raises ValueError for a shape with other blocks or another width.
         """
-        if (shape.L, shape.D) != (len(self.layers), self.width):
-            raise ValueError(
-                f"a plan for {len(self.layers)} layers of width {self.width} says nothing of a model with {shape.L} of "
-                f"width {shape.D}"
-            )
-        for name in ("bits", "outliers"):
-            if any(getattr(layer, name) is not None for layer in self.kept):
-                raise ValueError(f"the plan sets {name}, and the size of a quantized model can't be predicted yet")
+        self._check(shape)
         kept = [i for i, layer in enumerate(self.layers) if layer.keep]
         if not self.slices:
             return sum(shape.parameters[i] for i in kept) + shape.other_parameters
@@ -152,9 +146,55 @@ class Plan:
             return total + shape.final_parameters
         return total + shape.head_rows * self.head + shape.head_bias
 
-    def predicted_bytes(self, shape: Shape) -> int:
-        """Bytes of the weights as stored, at the dtype of the shape; counts and raises as `predicted_parameters`."""
-        return self.predicted_parameters(shape) * shape.bytes_per_parameter
+    def predicted_bytes(self, shape: Shape, stored: Stored | None = None) -> int:
+        """Bytes of the model as stored: matrices of few bits by `stored`, all else at the dtype of the shape.
+
+        `stored(bits, rows, columns) -> bytes` of one matrix; a quantizer that stores otherwise than the built-in "rtn"
+        (groups of 64, each with a scale of 16 bits and a zero point of 8) has its own, as its attribute `stored`.
+
+        Raises ValueError as `predicted_parameters`, and for outliers, whose indices only their quantizer can count.
+        """
+        weights, taken = self._quantized(shape, stored)
+        return (self.predicted_parameters(shape) - weights) * shape.bytes_per_parameter + taken
+
+    def effective_bits(self, shape: Shape, stored: Stored | None = None) -> float:
+        """Bits per weight in the matrices of the kept blocks as stored, scales and zero points counted, by `stored`.
+
+        Blocks without bits count at the dtype of the shape. Arguments and errors as in `predicted_bytes`.
+        """
+        weights, taken = self._quantized(shape, stored)
+        total = sum(
+            rows * columns for i, layer in enumerate(self.layers) if layer.keep for rows, columns in self._sizes(shape, i)
+        )
+        return 8 * (taken + (total - weights) * shape.bytes_per_parameter) / total
+
+    def _quantized(self, shape: Shape, stored: Stored | None) -> tuple[int, int]:
+        """How many weights get few bits, and the bytes that they then take."""
+        self._check(shape)
+        if any(layer.outliers for layer in self.kept):
+            raise ValueError("the plan keeps outliers: how they are stored is up to the quantizer, so measure lw.size")
+        stored, weights, taken = stored or Grouped(), 0, 0
+        for i, layer in enumerate(self.layers):
+            if layer.keep and layer.bits is not None:
+                sizes = self._sizes(shape, i)
+                weights += sum(rows * columns for rows, columns in sizes)
+                taken += sum(stored(layer.bits, rows, columns) for rows, columns in sizes)
+        return weights, taken
+
+    def _sizes(self, shape: Shape, i: int) -> list[tuple[int, int]]:
+        """Rows and columns of the matrices of block i, which is kept, at the widths of the plan."""
+        at = sum(layer.keep for layer in self.layers[:i])
+        reads, writes = self.stream[at : at + 2]
+        widths = {"read": (None, reads), "written": (reads, None), "written at the end": (writes, None)}
+        sizes = [(widths.get(matrix.stream, (None, None)), matrix) for matrix in shape.matrices[i]]
+        return [(rows or matrix.rows, columns or matrix.columns) for (rows, columns), matrix in sizes]
+
+    def _check(self, shape: Shape) -> None:
+        if (shape.L, shape.D) != (len(self.layers), self.width):
+            raise ValueError(
+                f"a plan for {len(self.layers)} layers of width {self.width} says nothing of a model with {shape.L} of "
+                f"width {shape.D}"
+            )
 
     def to_json(self) -> str:
         """The plan as text for a file, one line per layer with the fields it sets, so that a diff compares plans."""

@@ -131,6 +131,16 @@ def _of_size(shape, redundancy, mean, base, multiple, budget, slice_head) -> Pla
 
 def _redundancy(importance, L: int) -> np.ndarray:
     """The rule's r, float64 `[L]` in [0, 1], 1 = least important; all 1 where the scores are equal."""
+    scores = finite(importance, L) / 2  # so that the range of the largest floats is one too
+    span = scores.max() - scores.min()
+    if span == 0:
+        return np.ones(L)
+    # Differences below the noise of float64 are none.
+    return np.round((scores.max() - scores) / span, 12)
+
+
+def finite(importance, L: int) -> np.ndarray:
+    """`importance` as float64 `[L]`; raises ValueError unless it is `L` finite numbers."""
     try:
         scores = np.asarray(importance, np.float64)
     except (TypeError, ValueError) as error:
@@ -139,12 +149,7 @@ def _redundancy(importance, L: int) -> np.ndarray:
         raise ValueError(f"importance must be {L} numbers, one for each block, but its shape is {scores.shape}")
     if bad := np.flatnonzero(~np.isfinite(scores)).tolist():
         raise ValueError(f"importance must be finite, but is {scores[bad[0]]} for block {bad[0]}")
-    scores = scores / 2  # so that the range of the largest floats is one too
-    span = scores.max() - scores.min()
-    if span == 0:
-        return np.ones(L)
-    # Differences below the noise of float64 are none.
-    return np.round((scores.max() - scores) / span, 12)
+    return scores
 
 
 def _by_rule(redundancy, mean, most, head=False) -> tuple[np.ndarray, np.ndarray]:

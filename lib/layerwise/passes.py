@@ -1,0 +1,50 @@
+"""A forward pass that begins at any block: what entered it is remembered from an earlier pass over the same tokens.
+
+The model's own forward does the rest, so masks, positions, final norm and head are as in any family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from layerwise import architectures, evaluation
+
+
+class Passes:
+    """Passes over one batch of tokens `[n, length]`, each with modules of its own in place of the last blocks.
+
+    `run` first from block 0; after that from any block up to which the last pass that kept its states had the blocks
+    that are meant now. Memory: the hidden states that enter each block, `[L]` times `[n, length, D]`.
+    """
+
+    def __init__(self, model: nn.Module, tokens: Tensor):
+        self.model, self.tokens = model, tokens
+        self.blocks = list(architectures.blocks(model))
+        self.entering: list[Tensor | None] = [None] * len(self.blocks)
+        self.give: Callable = lambda state: state
+
+    def run(self, start: int, stand_ins: Sequence[Callable], keep: bool = True) -> Tensor:
+        """Logits `[n, length, vocabulary]` with `stand_ins` for the blocks from `start` on, remembering what enters
+        each of these if `keep`. Fewer stand-ins than blocks leave the last blocks as they are in the model."""
+        # Blocks before `start` are passed by; the first one after them takes what is remembered in place of its input.
+        forwards = [lambda ignored, *args, **kwargs: self.give(ignored)] * start
+        forwards += [self._stand_in(i, module, i == start > 0, keep) for i, module in enumerate(stand_ins, start)]
+        with architectures.forwards(self.blocks[: len(forwards)], forwards):
+            return evaluation.logits(self.model, self.tokens)
+
+    def _stand_in(self, i: int, module: Callable, remembered: bool, keep: bool) -> Callable:
+        # Looked up now: while the pass runs, what the model's own block is asked for is this stand-in.
+        forward = module.forward if isinstance(module, nn.Module) else module
+
+        def run(hidden, *args, **kwargs):
+            hidden = self.entering[i] if remembered else hidden
+            if keep:
+                self.entering[i] = hidden
+            output = forward(hidden, *args, **kwargs)
+            if isinstance(output, tuple):
+                self.give = lambda state: (state,)
+            return self.give(architectures.written(output))
+
+        return run

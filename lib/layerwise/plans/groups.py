@@ -1,0 +1,55 @@
+"""Plans that put blocks into groups by importance: so many at this width, so many at that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from layerwise.plans.plan import Layer, Plan
+from layerwise.plans.slices import finite
+
+if TYPE_CHECKING:
+    from layerwise.architectures import Shape
+
+
+def bits(
+    shape: Shape,
+    importance,
+    low_layers: int | None = None,
+    high: int | None = 8,
+    low: int | None = 4,
+    *,
+    widths: Sequence[int | None] | None = None,
+    counts: Sequence[int] | None = None,
+) -> Plan:
+    """Bits by importance `[L]` (higher = keep more), the plan of arXiv 2406.17415.
+
+    The `low_layers` least important blocks get `low` bits, the others `high`. Or several groups: the `counts[0]` most
+    important blocks get `widths[0]` bits, the next `counts[1]` get `widths[1]`, and so on. None leaves blocks as they
+    are. Of equally important blocks the earlier counts as more important, so that with equal scores the last blocks are
+    lowered first.
+
+    Raises ValueError for an importance that isn't `L` finite numbers, for counts that are not whole, are negative or
+    don't add up to `L`, and for widths that don't go down.
+    """
+    order = np.argsort(-finite(importance, shape.L), kind="stable")
+    if (low_layers is None) == (widths is None and counts is None) or (widths is None) != (counts is None):
+        raise ValueError("give either low_layers, with high and low, or both widths and counts")
+    if widths is None:
+        widths, counts = (high, low), (shape.L - low_layers, low_layers)
+        if not 0 <= low_layers <= shape.L:
+            raise ValueError(f"low_layers must be from 0 to {shape.L}, the blocks of the model, not {low_layers}")
+    if len(widths) != len(counts) or any(count < 0 for count in counts) or sum(counts) != shape.L:
+        raise ValueError(
+            f"widths {tuple(widths)} need as many counts, none negative, that add up to the {shape.L} blocks of the "
+            f"model: {tuple(counts)} don't"
+        )
+    falling = [np.inf if width is None else width for width in widths]
+    if falling != sorted(falling, reverse=True):
+        raise ValueError(f"widths go to blocks from the most important to the least, so they must fall, not {widths}")
+    layers: list[Layer] = [Layer()] * shape.L
+    for i, width in zip(order, np.repeat(np.array(widths, object), counts), strict=True):
+        layers[i] = Layer(bits=width)
+    return Plan(tuple(layers), shape.D)

@@ -1,0 +1,38 @@
+"""What a quantized matrix takes on disk, so that a plan's size can be told before anything is quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Group = int | Literal["row", "matrix"]
+Stored = Callable[[int, int, int], int]  # (bits, rows, columns) -> bytes
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A matrix `[rows, columns]` as whole numbers of some bits each, with a scale and a zero point for every group.
+
+    `stored(bits, rows, columns) -> bytes`. A group is that many consecutive weights of a row (the last one of a row may
+    be short), "row" a whole row, "matrix" all of it. `scale` and `zero` are bits per group; 0 is none.
+
+    Raises ValueError for a group that is none of these.
+    """
+
+    group: Group = 64
+    scale: int = 16
+    zero: int = 8
+
+    def __post_init__(self):
+        whole = isinstance(self.group, int) and not isinstance(self.group, bool) and self.group > 0
+        if not whole and self.group not in ("row", "matrix"):
+            raise ValueError(f'group must be a number of weights, "row" or "matrix", not {self.group!r}')
+
+    def __call__(self, bits: int, rows: int, columns: int) -> int:
+        groups = 1 if self.group == "matrix" else rows * -(-columns // self.size(columns))
+        return -(-bits * rows * columns // 8) + groups * (self.scale + self.zero) // 8
+
+    def size(self, columns: int) -> int:
+        """Weights of one row of `columns` that share a scale."""
+        return self.group if isinstance(self.group, int) else columns

@@ -1,0 +1,98 @@
+"""What quantizers that need no data have in common: each matrix by itself, so each block by itself."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from layerwise.architectures import blocks, linears
+from layerwise.quantization.packed import PackedLinear, Quantized
+
+
+class Blockwise(ABC):
+    """A quantizer `(model, bits, tokens=None) -> model` that does one block after the other.
+
+    A subclass says how one matrix is quantized (`matrix`), which `widths` it has, and what a matrix then takes on disk
+    (`stored(bits, rows, columns) -> bytes`).
+    """
+
+    name: ClassVar[str]
+    widths: ClassVar[tuple[int, ...]]
+
+    @abstractmethod
+    def matrix(self, weight: Tensor, bits: int) -> Quantized:
+        """One matrix `[rows, columns]`, float32 and finite, at `bits` bits; ValueError for a size that it can't do."""
+
+    @abstractmethod
+    def stored(self, bits: int, rows: int, columns: int) -> int:
+        """Bytes of a matrix at `bits` bits."""
+
+    def __call__(self, model: nn.Module, bits: Sequence[int | None], tokens: Tensor | None = None) -> nn.Module:
+        """`model` with the linear layers of block i at `bits[i]` bits, in place; None leaves a block as it is.
+
+        `tokens` are not used. Raises ValueError as `check`, and as `block`.
+        """
+        check(self, model, bits)
+        for _ in each_block(self, model, bits, copies=False):
+            pass
+        return model
+
+    @torch.inference_mode(False)  # so that the result can be saved, moved and used anywhere
+    @torch.no_grad()
+    def block(self, block: nn.Module, bits: int) -> nn.Module:
+        """`block` with its linear layers at `bits` bits, in place. Nothing is changed if one of them can't be done."""
+        done = {}
+        for path, linear in linears(block).items():
+            try:
+                done[path] = PackedLinear(self.matrix(finite(linear.weight), bits), bits, linear.bias)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+        for path, layer in done.items():
+            block.set_submodule(path, layer)
+        return block
+
+
+def check(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
+    """Raise ValueError unless there is a width for each block, and one that the quantizer has."""
+    count = len(blocks(model))
+    if len(bits) != count:
+        raise ValueError(f"bits must be {count} widths, one for each block of the model, not {len(bits)}")
+    if strange := sorted({width for width in bits if width is not None} - set(quantizer.widths)):
+        raise ValueError(
+            f"{quantizer.name} has no {', '.join(map(str, strange))} bits; it has {', '.join(map(str, quantizer.widths))}"
+            ", and None leaves a block as it is"
+        )
+
+
+def finite(weight: Tensor) -> Tensor:
+    """`weight` in float32; raises ValueError if it holds NaN or infinity."""
+    if not weight.isfinite().all():
+        raise ValueError("the weights hold NaN or infinity: get the checkpoint anew")
+    return weight.float()
+
+
+def whole_groups(columns: int, group: int) -> None:
+    """Raise ValueError if a row can't be cut into groups of this size."""
+    if columns % group:
+        raise ValueError(f"rows of {columns} weights can't be cut into groups of {group}: take a divisor of {columns}")
+
+
+def each_block(quantizer, model: nn.Module, bits: Sequence[int | None], copies: bool) -> Iterator[nn.Module]:
+    """The blocks of `model` at `bits` `[L]` by `quantizer.block`, one after the other; copies, or the blocks themselves.
+
+    What it refuses says which block it was.
+    """
+    own = tqdm(list(blocks(model)), desc="quantizing", unit="block", leave=False, delay=5)
+    for i, (block, width) in enumerate(zip(own, bits, strict=True)):
+        block = copy.deepcopy(block) if copies else block
+        try:
+            block = block if width is None else quantizer.block(block, width)
+        except ValueError as error:
+            raise ValueError(f"{getattr(quantizer, 'name', 'the quantizer')}, block {i}, {error}") from error
+        yield block

@@ -1,0 +1,84 @@
+"""Packed models on disk: `config.json` says which layers are packed, `packed.safetensors` holds all tensors.
+
+The weights have a name of their own, and the configuration a `quant_method` of its own, so that what doesn't know the
+format finds no weights. Under the usual name, plain `from_pretrained` would put random weights where packed ones are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from layerwise.quantization.packed import PackedLinear, Quantized, packed
+
+METHOD = "layerwise"
+FORMAT = 1
+FILE = "packed.safetensors"
+
+
+def is_ours(config: dict) -> bool:
+    """Whether this is the configuration of a packed model."""
+    return (config.get("quantization_config") or {}).get("quant_method") == METHOD
+
+
+def write(model: nn.Module, folder: Path) -> None:
+    """Write a model with packed layers to an empty folder; tied tensors are stored once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(folder)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)
+    tensors, seen = {}, set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            tensors[name] = tensor.detach().contiguous()
+        seen.add(id(tensor))
+    save_file(tensors, folder / FILE, metadata={"format": "pt"})
+    layers = {path: {"bits": layer.bits, "group": layer.group} for path, layer in packed(model).items()}
+    about = {"quant_method": METHOD, "format": FORMAT, "sha256": _sha256(folder / FILE), "layers": layers}
+    file = folder / "config.json"
+    config = json.loads(file.read_text()) | {"quantization_config": about}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def read(folder: Path) -> nn.Module:
+    """The model that `write` wrote, on the CPU. Raises ValueError that says what is wrong with the folder."""
+    config = json.loads((folder / "config.json").read_text())
+    about = config.pop("quantization_config")
+    if about.get("format") != FORMAT:
+        raise ValueError(f"its format is {about.get('format')!r}, this version of layerwise reads {FORMAT}")
+    if not (folder / FILE).exists():
+        raise ValueError(f"it has no {FILE}")
+    if _sha256(folder / FILE) != about.get("sha256"):
+        raise ValueError(f"{FILE} is not what was written: it is damaged, or not all of it is there")
+    tensors = load_file(folder / FILE)
+    kind = AutoConfig.for_model(config.pop("model_type"), **config)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(kind, dtype=kind.dtype)
+    for path, layer in about["layers"].items():
+        model.set_submodule(path, _empty(model.get_submodule(path), tensors, path, **layer))
+    missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie_weights()
+    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if left or unexpected:
+        raise ValueError(f"its tensors don't fit config.json: {', '.join((left + unexpected)[:3])}")
+    return model
+
+
+def _empty(linear: nn.Linear, tensors: dict, path: str, bits: int, group: int) -> PackedLinear:
+    """A packed layer of the size of `linear`, with room for the tensors of this path."""
+    with torch.device("meta"):
+        codes = torch.empty(linear.out_features, linear.in_features, dtype=torch.uint8)
+        scale, zero = (torch.empty_like(tensors[f"{path}.{name}"]) for name in ("scale", "zero"))
+        return PackedLinear(Quantized(codes, scale, zero, group), bits, linear.bias)
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

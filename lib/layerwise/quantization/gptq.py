@@ -1,0 +1,159 @@
+"""llm-compressor's GPTQ (arXiv 2210.17323), with a group of its configuration for every width of a plan."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from layerwise.architectures import architecture, blocks, linears
+from layerwise.plans.storage import Grouped
+from layerwise.quantization.blockwise import check, finite, whole_groups
+from layerwise.quantization.packages import needs
+
+BATCH = 8  # windows that are calibrated at a time
+
+
+@dataclass(frozen=True)
+class GPTQ:
+    """`(model, bits, tokens) -> model`: rounds the columns of a matrix one after the other, each time correcting those
+    that are left for the error made on `tokens` `[n, length]`, block by block, each fed by those before it, quantized.
+
+    `group` weights of a row have a scale (in the model's dtype) and, unless `symmetric`, a zero point; it must divide the
+    rows of every matrix. The result saves to compressed-tensors, which transformers loads. Symmetric mixes of 4 and 8
+    bits are what vLLM's kernels take.
+    """
+
+    group: int = 64
+    symmetric: bool = False
+    name: ClassVar[str] = "gptq"
+    widths: ClassVar[tuple[int, ...]] = (8, 4, 3, 2)
+    needs_tokens: ClassVar[bool] = True
+
+    def __call__(self, model: nn.Module, bits: Sequence[int | None], tokens: Tensor | None = None) -> nn.Module:
+        check(self, model, bits)
+        if tokens is None:
+            raise ValueError("gptq needs calibration text: give tokens=lw.tokens(...)")
+        for i, (block, width) in enumerate(zip(blocks(model), bits, strict=True)):
+            for path, linear in linears(block).items() if width else ():
+                try:
+                    finite(linear.weight)
+                    whole_groups(linear.in_features, self.group)
+                except ValueError as error:
+                    raise ValueError(f"gptq, block {i}, {path}: {error}") from error
+        self._oneshot(model, bits, tokens)
+        return model.eval().requires_grad_(False)
+
+    def stored(self, bits: int, rows: int, columns: int) -> int:
+        """Bytes of a matrix in a model of 16 bits."""
+        return _bytes(rows, columns, -(-columns // self.group), bits, self.symmetric, 2)
+
+    def _oneshot(self, model, bits, tokens):
+        entry = needs("llmcompressor", "llmcompressor").oneshot
+        modifier = needs("llmcompressor.modifiers.gptq", "llmcompressor").GPTQModifier
+        windows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in tokens]
+        with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), _progress(model, 2 * -(-len(tokens) // BATCH)):
+            name = model.config.name_or_path
+            try:
+                # It looks at the configuration on disk, whether the model is quantized already; a model that was made
+                # or changed in memory has none there.
+                model.config.save_pretrained(folder)
+                model.config.name_or_path = folder
+                entry(
+                    model=model,
+                    recipe=modifier(config_groups=self._groups(model, bits), ignore=[architecture(model).head]),
+                    dataset=DataLoader(windows, batch_size=BATCH),
+                    pipeline="sequential",
+                    processor=False,  # there is no text to process; None would look for a tokenizer
+                )
+            finally:
+                model.config.name_or_path = name
+
+    def _groups(self, model: nn.Module, bits: Sequence[int | None]) -> dict:
+        """compressed-tensors' `config_groups`: a scheme per width, whose targets are the matrices of its blocks."""
+        root, groups = re.escape(architecture(model).blocks), {}
+        for width in dict.fromkeys(each for each in bits if each is not None):
+            at = "|".join(str(i) for i, each in enumerate(bits) if each == width)
+            paths = "|".join(re.escape(path) for path in linears(blocks(model)[bits.index(width)]))
+            groups[f"bits_{width}"] = {
+                "targets": [rf"re:{root}\.({at})\.({paths})$"],
+                "weights": {
+                    "num_bits": width,
+                    "type": "int",
+                    "symmetric": self.symmetric,
+                    "strategy": "group",
+                    "group_size": self.group,
+                },
+            }
+        return groups
+
+
+class Compressed(NamedTuple):
+    """The matrices that GPTQ did: the bytes of each once it is saved, and the tensors in memory that stand for them."""
+
+    bytes: dict[str, int]
+    left_out: set[str]
+
+
+def compressed(model: nn.Module) -> Compressed:
+    """What GPTQ did to a model; in memory weights lie there unpacked, for computing. Scales count in its stored dtype."""
+    found = Compressed({}, set())
+    scale = (getattr(model, "stored_dtype", None) or model.dtype).itemsize
+    for path, module in model.named_modules():
+        weights = getattr(getattr(module, "quantization_scheme", None), "weights", None)
+        if weights is not None and isinstance(module, nn.Linear):
+            rows, columns, groups = module.out_features, module.in_features, module.weight_scale.shape[1]
+            found.bytes[path] = _bytes(rows, columns, groups, weights.num_bits, weights.symmetric, scale)
+            found.left_out.update(f"{path}.{name}" for name, _ in module.named_parameters() if name != "bias")
+    return found
+
+
+def _bytes(rows: int, columns: int, groups: int, bits: int, symmetric: bool, scale: int) -> int:
+    """Codes, and zero points along the rows, in whole words of 32 bits; scales; two numbers for the size."""
+    zeros = 0 if symmetric else _words(rows, bits) * groups
+    return rows * _words(columns, bits) + zeros + scale * rows * groups + 16
+
+
+def _words(count: int, bits: int) -> int:
+    """Bytes of `count` codes in whole words of 32 bits."""
+    return 4 * -(-count * bits // 32)
+
+
+@contextmanager
+def _progress(model: nn.Module, passes: int) -> Iterator[None]:
+    """One bar over the `passes` of each block, in place of llm-compressor's, which has one for every block."""
+    handles, out = [], sys.stderr
+    with tqdm(total=passes * len(blocks(model)), desc="gptq", leave=False, delay=5, file=out) as bar, quiet():
+        try:
+            handles += [block.register_forward_hook(lambda *_: bar.update() and None) for block in blocks(model)]
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """llm-compressor and compressed-tensors without log lines for every matrix, and without bars for every step."""
+    from loguru import logger
+
+    try:
+        for name in (own := ("llmcompressor", "compressed_tensors")):
+            logger.disable(name)
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
+            yield
+    finally:
+        for name in own:
+            logger.enable(name)
