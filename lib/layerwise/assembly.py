@@ -41,7 +41,7 @@ class Assembly:
             self.blocks[bits] = [_unpacked(block, dense) for block, dense in zip(done, own, strict=True)]
 
     def compare(self, plans: Sequence[Plan], tokens: Tensor, batch: int = 8) -> tuple[np.ndarray, np.ndarray]:
-        """Each plan against the dense model, window by window of `tokens` `[n, length]`: (loss, KL), float64 `[plans, n]`.
+        """Each plan against the dense model, by window of `tokens` `[n, length]`: (loss, KL), float64 `[plans, n]`.
 
         Both are those of `lw.compare`, in nats per predicted token, positive = worse than dense. Equal plans are run
         once, and of plans that begin alike the beginning is run once.
@@ -78,7 +78,7 @@ class Assembly:
             yield self.model
 
     def share_run(self, plans: Sequence[Plan]) -> float:
-        """Of the blocks that the plans would run one by one, the share that `compare` runs; the dense pass is not in it."""
+        """Of the blocks that these plans have together, the share that `compare` runs, the dense pass left out."""
         order = sorted({self._choice(plan) for plan in plans}, key=lambda choice: [bits or 99 for bits in choice])
         count, before, run = len(self.blocks[None]), (None,) * len(self.blocks[None]), 0
         for choice in order:
@@ -91,7 +91,8 @@ class Assembly:
         count, width = len(self.blocks[None]), self.model.config.hidden_size
         if (len(plan.layers), plan.width) != (count, width):
             raise ValueError(
-                f"the plan is for {len(plan.layers)} layers of width {plan.width}, the model has {count} of width {width}"
+                f"the plan is for {len(plan.layers)} layers of width {plan.width}, "
+                f"the model has {count} of width {width}"
             )
         if plan.slices or len(plan.kept) < count or any(layer.outliers is not None for layer in plan.layers):
             raise ValueError("an assembly has blocks at several widths in bits: the plan may set bits and nothing else")

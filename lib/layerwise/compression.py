@@ -71,7 +71,7 @@ def _slice(model, plan, tokens, calibration, mask, batch, inplace):
 
 
 def _check_quantizer(model, quantizer, bits, outliers, tokens) -> Callable | None:
-    """What quantizes a model of this family; None if the plan sets no bits. Raises ValueError before any work is done."""
+    """What quantizes a model by the plan, or None if it sets no bits. Raises ValueError before any work is done."""
     name = getattr(quantizer, "name", getattr(quantizer, "__name__", "the quantizer"))
     more = {}
     if any(share is not None for share in outliers):

@@ -34,8 +34,8 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
 
     `kl` is KL(dense || damaged), `loss` the damaged model's loss minus the dense model's, both in nats per predicted
     token: higher = worse. A kind is "removed" (the block hands on what it gets), "N bits" (its linear weights rounded
-    to N bits by the quantizer `RTN`), or a function of one's own, which gets a copy of the block and returns the module to put
-    in its place. `model` itself stays as it is, bit by bit, also when this is interrupted.
+    to N bits by the quantizer `RTN`), or a function of one's own, which gets a copy of the block and returns the module
+    to put in its place. `model` itself stays as it is, bit by bit, also when this is interrupted.
 
     Memory beside the model: the hidden states entering each block for one batch, two batches of logits, one block.
 

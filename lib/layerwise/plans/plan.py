@@ -163,9 +163,8 @@ class Plan:
         Blocks without bits count at the dtype of the shape. Arguments and errors as in `predicted_bytes`.
         """
         weights, taken = self._quantized(shape, stored)
-        total = sum(
-            rows * columns for i, layer in enumerate(self.layers) if layer.keep for rows, columns in self._sizes(shape, i)
-        )
+        kept = [i for i, layer in enumerate(self.layers) if layer.keep]
+        total = sum(rows * columns for i in kept for rows, columns in self._sizes(shape, i))
         return 8 * (taken + (total - weights) * shape.bytes_per_parameter) / total
 
     def _quantized(self, shape: Shape, stored: Stored | None) -> tuple[int, int]:

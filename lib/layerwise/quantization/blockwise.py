@@ -65,8 +65,8 @@ def check(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
         raise ValueError(f"bits must be {count} widths, one for each block of the model, not {len(bits)}")
     if strange := sorted({width for width in bits if width is not None} - set(quantizer.widths)):
         raise ValueError(
-            f"{quantizer.name} has no {', '.join(map(str, strange))} bits; it has {', '.join(map(str, quantizer.widths))}"
-            ", and None leaves a block as it is"
+            f"{quantizer.name} has no {', '.join(map(str, strange))} bits; it has "
+            f"{', '.join(map(str, quantizer.widths))}, and None leaves a block as it is"
         )
 
 
@@ -84,7 +84,7 @@ def whole_groups(columns: int, group: int) -> None:
 
 
 def each_block(quantizer, model: nn.Module, bits: Sequence[int | None], copies: bool) -> Iterator[nn.Module]:
-    """The blocks of `model` at `bits` `[L]` by `quantizer.block`, one after the other; copies, or the blocks themselves.
+    """The blocks of `model` at `bits` `[L]` by `quantizer.block`, one after the other: copies, or these very blocks.
 
     What it refuses says which block it was.
     """

@@ -63,7 +63,11 @@ class GPTQ:
         entry = needs("llmcompressor", "llmcompressor").oneshot
         modifier = needs("llmcompressor.modifiers.gptq", "llmcompressor").GPTQModifier
         windows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in tokens]
-        with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), _progress(model, 2 * -(-len(tokens) // BATCH)):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            torch.inference_mode(False),
+            _progress(model, 2 * -(-len(tokens) // BATCH)),
+        ):
             name = model.config.name_or_path
             try:
                 # It looks at the configuration on disk, whether the model is quantized already; a model that was made
