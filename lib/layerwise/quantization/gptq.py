@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from layerwise.architectures import architecture, blocks, linears
-from layerwise.plans.storage import Grouped
 from layerwise.quantization.blockwise import check, finite, whole_groups
 from layerwise.quantization.packages import needs
 
@@ -30,8 +29,8 @@ class GPTQ:
     """`(model, bits, tokens) -> model`: rounds the columns of a matrix one after the other, each time correcting those
     that are left for the error made on `tokens` `[n, length]`, block by block, each fed by those before it, quantized.
 
-    `group` weights of a row have a scale (in the model's dtype) and, unless `symmetric`, a zero point; it must divide the
-    rows of every matrix. The result saves to compressed-tensors, which transformers loads. Symmetric mixes of 4 and 8
+    `group` weights of a row have a scale (in the model's dtype) and, unless `symmetric`, a zero point; it must divide
+    the rows of every matrix. The result saves to compressed-tensors, which transformers loads. Symmetric mixes of 4 and 8
     bits are what vLLM's kernels take.
     """
 
@@ -62,11 +61,12 @@ class GPTQ:
     def _oneshot(self, model, bits, tokens):
         entry = needs("llmcompressor", "llmcompressor").oneshot
         modifier = needs("llmcompressor.modifiers.gptq", "llmcompressor").GPTQModifier
+        batches = -(-len(tokens) // BATCH)  # each passes a block twice: to be measured, and to feed the next
         windows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in tokens]
         with (
             tempfile.TemporaryDirectory() as folder,
             torch.inference_mode(False),
-            _progress(model, 2 * -(-len(tokens) // BATCH)),
+            _progress(model, 2 * batches),
         ):
             name = model.config.name_or_path
             try:
@@ -111,7 +111,7 @@ class Compressed(NamedTuple):
 
 
 def compressed(model: nn.Module) -> Compressed:
-    """What GPTQ did to a model; in memory weights lie there unpacked, for computing. Scales count in its stored dtype."""
+    """What GPTQ did to a model. In memory its weights lie unpacked, for computing; scales count as it stores them."""
     found = Compressed({}, set())
     scale = (getattr(model, "stored_dtype", None) or model.dtype).itemsize
     for path, module in model.named_modules():
