@@ -30,8 +30,8 @@ class GPTQ:
     that are left for the error made on `tokens` `[n, length]`, block by block, each fed by those before it, quantized.
 
     `group` weights of a row have a scale (in the model's dtype) and, unless `symmetric`, a zero point; it must divide
-    the rows of every matrix. The result saves to compressed-tensors, which transformers loads. Symmetric mixes of 4 and 8
-    bits are what vLLM's kernels take.
+    the rows of every matrix. The result saves to compressed-tensors, which transformers loads. Symmetric mixes of 4
+    and 8 bits are what vLLM's kernels take.
     """
 
     group: int = 64
