@@ -2,9 +2,9 @@ import copy
 
 import numpy as np
 import pytest
-import torch
 from families import FAMILIES, random_tokens, tiny
 from layerwise import architectures, damage, evaluation
+from layerwise.quantization import RTN
 from torch import nn
 
 
@@ -29,8 +29,7 @@ def naively(model, i, kind, tokens):
         whole = blocks[i].forward
         blocks[i].forward = lambda hidden, *args, **kwargs: like(whole(hidden, *args, **kwargs), hidden)
     else:
-        for linear in architectures.linears(blocks[i]).values():
-            linear.weight.data = damage.rounded(linear.weight.data, int(kind[0]))
+        RTN().block(blocks[i], int(kind[0]))
     return evaluation.compare(damaged, model, tokens)
 
 
@@ -76,28 +75,6 @@ def test_a_function_of_ones_own_is_a_kind(model):
 
     kl = damage.by_block(model, TOKENS, kinds=(untouched, silent_mlp)).groupby("kind", observed=True).kl.max()
     assert kl["untouched"] == pytest.approx(0, abs=1e-9) and kl["silent_mlp"] > 1e-3
-
-
-def test_rounding_by_hand():
-    weight = torch.tensor([[-1.0, 0.3, 0.6, 2.0, 5.0]])
-    # Groups of 4. The first spans -1 to 2 in 3 steps of 1. The second holds 5 alone, so it spans 0 to 5.
-    assert damage.rounded(weight, bits=2, group=4).tolist() == [[-1, 0, 1, 2, 5]]
-    # One bit: two levels. The step is 3, and the zero point of -1/3 rounds to the lower level: 0 and 3.
-    assert damage.rounded(weight[:, :4], bits=1, group=4).tolist() == [[0, 0, 0, 3]]
-
-
-def test_rounding_keeps_zeros_and_the_dtype():
-    weight = torch.zeros(3, 70, dtype=torch.bfloat16)
-    assert damage.rounded(weight, bits=4).equal(weight)
-
-
-def test_rounding_errs_by_half_a_step_at_most():
-    weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(0))
-    groups = weight.reshape(8, 2, 64)
-    step = (groups.amax(-1) - groups.amin(-1)) / 15
-    error = (damage.rounded(weight, bits=4) - weight).reshape(8, 2, 64).abs().amax(-1)
-    # The ends of a range may miss by another half step, because the zero point is rounded too.
-    assert (error <= step * 1.001).all() and error.mean() < 0.8 * step.mean()
 
 
 def state(model):

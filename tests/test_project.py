@@ -96,7 +96,10 @@ def test_conda_installs_from_the_same_lock():
         wanted = Requirement(line)
         assert str(wanted.specifier) == f"=={pins()[canonicalize_name(wanted.name)]}", line
     makefile = (ROOT / "Makefile").read_text()
-    assert "--constraint constraints.txt --editable '.[quantizers,book,lab,dev]'" in makefile and "-e .[quantizers,book,lab,dev]" in pip
+    assert (
+        "--constraint constraints.txt --editable '.[quantizers,book,lab,dev]'" in makefile
+        and "-e .[quantizers,book,lab,dev]" in pip
+    )
 
 
 def test_the_workflow_keeps_the_copies_of_notebooks_that_fail():

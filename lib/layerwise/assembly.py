@@ -18,7 +18,7 @@ from layerwise import architectures, evaluation
 from layerwise.passes import Passes
 from layerwise.plans import Plan
 from layerwise.quantization import packed, quantizer
-from layerwise.quantization.blockwise import each_block
+from layerwise.quantization.blockwise import check, each_block
 
 
 class Assembly:
@@ -37,6 +37,8 @@ class Assembly:
         own = list(architectures.blocks(model))
         self.blocks: dict[int | None, list[nn.Module]] = {None: own}
         for bits in dict.fromkeys(widths):
+            if hasattr(self.quantizer, "widths"):
+                check(self.quantizer, model, [bits] * len(own))
             done = each_block(self.quantizer, model, [bits] * len(own), copies=True)
             self.blocks[bits] = [_unpacked(block, dense) for block, dense in zip(done, own, strict=True)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import sys
 import tempfile
@@ -44,6 +45,7 @@ class GPTQ:
         check(self, model, bits)
         if tokens is None:
             raise ValueError("gptq needs calibration text: give tokens=lw.tokens(...)")
+        needs("llmcompressor", "llmcompressor")
         for i, (block, width) in enumerate(zip(blocks(model), bits, strict=True)):
             for path, linear in linears(block).items() if width else ():
                 try:
@@ -59,8 +61,6 @@ class GPTQ:
         return _bytes(rows, columns, -(-columns // self.group), bits, self.symmetric, 2)
 
     def _oneshot(self, model, bits, tokens):
-        entry = needs("llmcompressor", "llmcompressor").oneshot
-        modifier = needs("llmcompressor.modifiers.gptq", "llmcompressor").GPTQModifier
         batches = -(-len(tokens) // BATCH)  # each passes a block twice: to be measured, and to feed the next
         windows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in tokens]
         with (
@@ -74,7 +74,8 @@ class GPTQ:
                 # or changed in memory has none there.
                 model.config.save_pretrained(folder)
                 model.config.name_or_path = folder
-                entry(
+                modifier = needs("llmcompressor.modifiers.gptq", "llmcompressor").GPTQModifier
+                needs("llmcompressor", "llmcompressor").oneshot(
                     model=model,
                     recipe=modifier(config_groups=self._groups(model, bits), ignore=[architecture(model).head]),
                     dataset=DataLoader(windows, batch_size=BATCH),
@@ -150,14 +151,17 @@ def _progress(model: nn.Module, passes: int) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """llm-compressor and compressed-tensors without log lines for every matrix, and without bars for every step."""
-    from loguru import logger
-
+    needs("compressed_tensors", "compressed-tensors")  # where it is imported, it turns its log on
+    logger, tracing = needs("loguru", "loguru").logger, logging.getLogger("torch.fx._symbolic_trace")
+    level = tracing.level
     try:
+        tracing.setLevel(logging.ERROR)
         for name in (own := ("llmcompressor", "compressed_tensors")):
             logger.disable(name)
         with redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
             yield
     finally:
+        tracing.setLevel(level)
         for name in own:
             logger.enable(name)
