@@ -11,7 +11,7 @@ import pytest
 from families import FAMILIES, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layerwise.architectures import Shape
+from layerwise.architectures import Matrix, Shape
 from layerwise.plans import Layer, Plan, constant_slices, dynamic_slices
 
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
@@ -21,12 +21,14 @@ settings.load_profile("no deadline")
 def llama_like(L, D, vocabulary=50):
     """Shape of a Llama-like model in float16 with an MLP of 3 D and a head of its own."""
     block, other = 13 * D * D + 2 * D, (2 * vocabulary + 1) * D
+    attention = (Matrix(D, D, "read"),) * 3 + (Matrix(D, D, "written"),)
+    matrices = (*attention, *(Matrix(3 * D, D, "read"),) * 2, Matrix(D, 3 * D, "written at the end"))
     return Shape(
         L=L,
         D=D,
         dtype="float16",
         parameters=(block,) * L,
-        linear_weights=(13 * D * D,) * L,
+        matrices=(matrices,) * L,
         bytes=(2 * block,) * L,
         other_parameters=other,
         other_bytes=2 * other,
@@ -325,15 +327,14 @@ def test_a_plan_that_slices_nothing_predicts_the_dense_size():
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (Plan((Layer(width=8), Layer(), Layer(bits=4)), 16), "the plan sets bits, .* can't be predicted yet"),
-        (Plan((Layer(outliers=0.01), Layer(), Layer()), 16), "the plan sets outliers"),
         (Plan((Layer(width=8),) * 2, 16), "a plan for 2 layers of width 16 says nothing of a model with 3 of width 16"),
         (Plan((Layer(width=8),) * 3, 8), "a plan for 3 layers of width 8 says nothing"),
     ],
 )
 def test_a_size_that_is_not_known_is_not_guessed(plan, message):
-    with pytest.raises(ValueError, match=message):
-        plan.predicted_parameters(llama_like(3, 16))
+    for predicted in (plan.predicted_parameters, plan.predicted_bytes, plan.effective_bits):
+        with pytest.raises(ValueError, match=message):
+            predicted(llama_like(3, 16))
 
 
 def test_plans_know_numbers_only():

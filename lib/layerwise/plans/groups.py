@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from layerwise.plans.plan import Layer, Plan
+from layerwise.plans.plan import Layer, Plan, whole
 from layerwise.plans.slices import finite
 
 if TYPE_CHECKING:
@@ -38,18 +38,16 @@ def bits(
     if (low_layers is None) == (widths is None and counts is None) or (widths is None) != (counts is None):
         raise ValueError("give either low_layers, with high and low, or both widths and counts")
     if widths is None:
+        low_layers = whole("low_layers", low_layers, 0, shape.L)
         widths, counts = (high, low), (shape.L - low_layers, low_layers)
-        if not 0 <= low_layers <= shape.L:
-            raise ValueError(f"low_layers must be from 0 to {shape.L}, the blocks of the model, not {low_layers}")
-    if len(widths) != len(counts) or any(count < 0 for count in counts) or sum(counts) != shape.L:
+    counts = [whole("each of counts", count, 0, shape.L) for count in counts]
+    if len(widths) != len(counts) or sum(counts) != shape.L:
         raise ValueError(
-            f"widths {tuple(widths)} need as many counts, none negative, that add up to the {shape.L} blocks of the "
+            f"widths {tuple(widths)} need as many counts that add up to the {shape.L} blocks of the "
             f"model: {tuple(counts)} don't"
         )
     falling = [np.inf if width is None else width for width in widths]
     if falling != sorted(falling, reverse=True):
         raise ValueError(f"widths go to blocks from the most important to the least, so they must fall, not {widths}")
-    layers: list[Layer] = [Layer()] * shape.L
-    for i, width in zip(order, np.repeat(np.array(widths, object), counts), strict=True):
-        layers[i] = Layer(bits=width)
-    return Plan(tuple(layers), shape.D)
+    by_rank = np.repeat(np.array(widths, object), counts)
+    return Plan(tuple(Layer(bits=by_rank[rank]) for rank in np.argsort(order)), shape.D)

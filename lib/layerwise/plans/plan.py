@@ -41,8 +41,8 @@ class Layer:
             raise ValueError(f"keep must be True or False, not {self.keep!r}")
         # numpy's numbers become Python's, so that equal plans look equal and can be written as JSON
         object.__setattr__(self, "keep", bool(self.keep))
-        object.__setattr__(self, "width", _whole("width", self.width, 1, None))
-        object.__setattr__(self, "bits", _whole("bits", self.bits, 1, 16))
+        object.__setattr__(self, "width", whole("width", self.width, 1, None))
+        object.__setattr__(self, "bits", whole("bits", self.bits, 1, 16))
         if self.outliers is not None:
             number = isinstance(self.outliers, (int, float, np.number)) and not isinstance(self.outliers, bool)
             if not number or not 0 <= self.outliers < 1:
@@ -65,13 +65,13 @@ class Plan:
         object.__setattr__(self, "layers", tuple(self.layers))
         if self.width is None:
             raise ValueError("a plan needs the width of the model's residual stream, the D of its shape")
-        object.__setattr__(self, "width", _whole("width", self.width, 1, None))
+        object.__setattr__(self, "width", whole("width", self.width, 1, None))
         for i, layer in enumerate(self.layers):
             if not isinstance(layer, Layer):
                 raise ValueError(f"layer {i} is {layer!r}: it must be a Layer")
             if layer.width is not None and layer.width > self.width:
                 raise ValueError(f"layer {i}: width {layer.width} is more than the model's {self.width}")
-        object.__setattr__(self, "head", _whole("head", self.head, 1, None))
+        object.__setattr__(self, "head", whole("head", self.head, 1, None))
         if self.head is not None and self.head > self.width:
             raise ValueError(f"the head: width {self.head} is more than the model's {self.width}")
         if not any(layer.keep for layer in self.layers):
@@ -251,7 +251,8 @@ class Plan:
         return ["layer", *names], rows
 
 
-def _whole(name: str, value, low: int, high: int | None) -> int | None:
+def whole(name: str, value, low: int, high: int | None) -> int | None:
+    """`value` as an int, None staying None; raises ValueError unless it is a whole number from `low` to `high`."""
     if value is None:
         return None
     try:
