@@ -135,7 +135,7 @@ def peak(what: str, options) -> int:
 
 
 def memory(options, quick: bool) -> list[dict]:
-    """Peak of a sweep over two widths beside that of one evaluation, and what one copy of the blocks per width takes."""
+    """Peak of a sweep over two widths beside that of one evaluation, and in copies of the blocks per width."""
     command = [sys.executable, __file__] + ["--quick"] * quick
     found = {
         what: np.median(

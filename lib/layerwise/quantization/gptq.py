@@ -45,7 +45,7 @@ class GPTQ:
         check(self, model, bits)
         if tokens is None:
             raise ValueError("gptq needs calibration text: give tokens=lw.tokens(...)")
-        needs("llmcompressor", "llmcompressor")
+        needs("llmcompressor.entrypoints", "llmcompressor")  # here, since it turns its log on where it is imported
         for i, (block, width) in enumerate(zip(blocks(model), bits, strict=True)):
             for path, linear in linears(block).items() if width else ():
                 try:
@@ -75,7 +75,7 @@ class GPTQ:
                 model.config.save_pretrained(folder)
                 model.config.name_or_path = folder
                 modifier = needs("llmcompressor.modifiers.gptq", "llmcompressor").GPTQModifier
-                needs("llmcompressor", "llmcompressor").oneshot(
+                needs("llmcompressor.entrypoints", "llmcompressor").oneshot(
                     model=model,
                     recipe=modifier(config_groups=self._groups(model, bits), ignore=[architecture(model).head]),
                     dataset=DataLoader(windows, batch_size=BATCH),
