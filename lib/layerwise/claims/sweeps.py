@@ -1,4 +1,4 @@
-"""Sweeps: blocks are lowered to fewer bits one after the other, in one order or another, and what that says of an order.
+"""Sweeps: blocks are lowered to fewer bits one after the other, in some order, and what that says of the order.
 
 An order that comes from a score is one; random orders are drawn. Intervals cover other windows, and other draws where
 the order is random.
@@ -161,7 +161,7 @@ def read(rows: pd.DataFrame, orders: list[str]) -> Sweep:
 
 
 def luck(own: float, drawn) -> float:
-    """Chance that an order without information does as well: the one-sided p-value of `own` among `[draws]` random ones.
+    """Chance that an order without information does as well: one-sided p-value of `own` among `[draws]` random ones.
 
     Higher = better. If the order is as good as one more draw, it is below 5 % with a risk of 5 %, exactly, whatever
     the distribution. Fewer than 19 draws never get there.

@@ -22,8 +22,9 @@ with the same risk. Where something is gained, but less than x, it depends on th
 even if it knows nothing, and enough windows show that. So beside the interval it takes the luck, the share of orders
 without information that do as well:
 
-- holds: there is a gain (the interval is above 0), and the luck is at most 5 %;
-- doesn't hold: it doesn't hold by that, and the whole interval is below the least gain that counts;
+- holds: there is a gain (the interval is above 0), the least gain that counts is inside or below it, and the luck is at
+  most 5 %;
+- doesn't hold: the whole interval is below the least gain that counts;
 - can't tell: else, or the data give no interval.
 
 A claim of several parts holds where all of them hold, and doesn't where one of them doesn't: `all_of`.
@@ -114,13 +115,13 @@ def more_than_luck(gain: Estimate, luck: float, least: float, unit: str) -> tupl
     if np.isnan(gain.low):
         return CANNOT_TELL, "the data give no interval"
     chance = f"{100 * luck:.2g} % of orders without information may do as well"
+    if gain.high < least:
+        return DOES_NOT, f"as much as {least:g} {unit} is ruled out" if least else "that is below 0"
     if gain.low > 0 and luck <= RISK:
         return HOLDS, f"that is above 0, and only {chance}"
-    if gain.high < least:
-        return DOES_NOT, f"as much as {least:.3g} {unit} is ruled out" if least else "that is below 0"
     if gain.low > 0:
         return CANNOT_TELL, f"that is above 0, but {chance}"
-    return CANNOT_TELL, f"neither 0 nor {least:.3g} {unit} is ruled out" if least else "0 is not ruled out"
+    return CANNOT_TELL, f"neither 0 nor {least:g} {unit} is ruled out" if least else "0 is not ruled out"
 
 
 def all_of(verdicts: Iterable[str]) -> str:
