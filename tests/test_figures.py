@@ -206,3 +206,101 @@ def test_curves_are_lines_over_a_budget_and_draws_a_band(factor, scale):
     assert axes[0].get_yscale() == scale and {"LR", "random", "perplexity"} <= set(words(axes))
     assert axes[0].get_xscale() == "linear"
     assert figures.curves(rows.assign(low=0, high=0), "tokens", "perplexity", log_x=True)[0].get_xscale() == "log"
+
+
+def plans_rows(orders=("LIM", "random", "random, block 0 high", "reversed LIM"), levels=("8→4", "4→2"), L=6):
+    """A plan per levels, order, draw and number of lowered blocks; losses are concave or convex in it, by order."""
+    bend = {"LIM": 2.0, "random": 1.0, "random, block 0 high": 1.3, "reversed LIM": 0.5}
+    places = [
+        (name, order, draw, k)
+        for name in levels
+        for order in orders
+        for draw in range(3 if order.startswith("random") else 1)
+        for k in range(L + 1)
+    ]
+    rows = pd.DataFrame(places, columns=["levels", "order", "draw", "lowered"])
+    share = rows["lowered"] / L
+    loss = share ** rows["order"].map(bend) + 0.1 * rows["draw"] * share * (1 - share)
+    rows = rows.assign(model="6L", quantizer="rtn", group="64", loss=loss, kl=loss + 0.01)
+    return rows.assign(average_bits=4 - 2 * share, bytes=1e6 * (2 - share))
+
+
+def test_orders_are_lines_of_quality_and_random_ones_a_band_of_their_draws():
+    rows = plans_rows()
+    axes = figures.orders(rows)
+    assert [ax.get_title(loc="left") for ax in axes] == ["8→4", "4→2"]
+    lines = {line.get_color(): line for line in axes[0].get_lines()}
+    part = rows[rows["levels"] == "8→4"]
+    lim = part[part["order"] == "LIM"].sort_values("average_bits")
+    drawn = lines[figures.COLOURS[0]]
+    assert np.sort(drawn.get_xdata()) == pytest.approx(lim["average_bits"])
+    assert drawn.get_ydata()[np.argsort(drawn.get_xdata())] == pytest.approx(np.exp(-lim["loss"]))
+    random = np.exp(-part[part["order"] == "random"].pivot(index="lowered", columns="draw", values="loss"))
+    assert lines[figures.GREY].get_ydata() == pytest.approx(random.mean(axis=1))
+    bands = [np.round(band.get_paths()[0].vertices, 6).tolist() for band in axes[0].collections]
+    low, high = np.round(random.quantile([0.05, 0.95], axis=1).to_numpy()[:, 3], 6)
+    assert len(bands) == 2 and [3.0, low] in bands[0] and [3.0, high] in bands[0]
+    assert {"dense", "90 %"} <= set(words(axes))
+
+
+@pytest.mark.parametrize(("y", "x"), [("quality", "average_bits"), ("kl", "bytes")])
+def test_orders_have_their_names_beside_their_lines_and_apart(y, x):
+    orders = ("LIM", "random", "reversed LIM")
+    axes = figures.orders(plans_rows(orders), y=y, x=x)
+    axes[0].figure.canvas.draw()
+    for ax in axes:
+        names = {text.get_text(): text for text in ax.texts if text.get_transform() is ax.transAxes}
+        assert set(names) == set(orders)
+        boxes = [text.get_window_extent() for text in names.values()]
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+        room = ax.get_window_extent().padded(1)
+        assert all(room.contains(*corner) for box in boxes for corner in box.corners())
+        for line in ax.get_lines():
+            pixels = ax.transData.transform(line.get_xydata()) if len(line.get_xdata()) > 2 else np.empty((0, 2))
+            assert not any(box.contains(*pixel) for box in boxes for pixel in pixels)
+
+
+def test_an_order_has_one_colour_in_every_figure():
+    (all_orders, _), (few,) = figures.orders(plans_rows()), figures.orders(plans_rows(("reversed LIM",), ("4→2",)))
+    shown = [{text.get_text(): text.get_color() for text in ax.texts} for ax in (all_orders, few)]
+    assert shown[0]["reversed LIM"] == shown[1]["reversed LIM"] != shown[0]["LIM"]
+
+
+def test_orders_have_a_panel_for_each_technique():
+    rows = pd.concat([plans_rows(levels=("4→2",)), plans_rows(levels=("4→2",)).assign(quantizer="hqq")])
+    assert [ax.get_title(loc="left") for ax in figures.orders(rows)] == ["rtn", "hqq"]
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (lambda t: t, {"y": "accuracy"}, 'y must be "quality" or "kl"'),
+        (lambda t: t, {"x": "k"}, "x one of average_bits, bytes"),
+        (lambda t: pd.concat([t, t.assign(model="12L")]), {}, "of one model, but the rows are of 6L, 12L"),
+    ],
+)
+def test_orders_that_cannot_be_drawn_say_why(change, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        figures.orders(change(plans_rows()), **arguments)
+
+
+def shares_rows():
+    rows = pd.DataFrame({"order": ["LIM", "random"], "value": [0.4, 0.07], "low": [0.3, 0.05], "high": [0.5, 0.12]})
+    return rows.merge(pd.Series(["8→4", "4→2"], name="levels"), how="cross").assign(model="6L")
+
+
+def test_shares_are_marks_with_intervals_on_the_zones_of_the_paper():
+    axes = figures.shares(shares_rows())
+    assert [ax.get_title(loc="left") for ax in axes] == ["8→4", "4→2"]
+    for ax in axes:
+        zones = sorted((zone.get_x(), zone.get_x() + zone.get_width()) for zone in ax.patches)
+        assert zones == [pytest.approx((5, 10)), pytest.approx((25, 50))]
+        drawn = {tuple(np.round(line.get_xdata(), 6)) for line in ax.get_lines()}
+        assert drawn == {(40,), (30, 50), (7,), (5, 12)}
+        assert [tick.get_text() for tick in ax.get_yticklabels()] == ["LIM", "random"]
+    assert {"paper, by score", "paper, random"} <= set(words(axes))
+
+
+def test_shares_of_two_techniques_at_once_are_an_error():
+    with pytest.raises(ValueError, match="6L, 8→4, LIM is there more than once"):
+        figures.shares(pd.concat([shares_rows(), shares_rows().assign(quantizer="hqq")]))

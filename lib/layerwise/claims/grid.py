@@ -9,10 +9,8 @@ import numpy as np
 import pandas as pd
 
 from layerwise import stats
-from layerwise.claims.verdict import counted
+from layerwise.claims.verdict import RISK, counted
 from layerwise.stats import Estimate
-
-RISK = 0.05  # of a false finding: in one setting, or after correction in any setting of a grid
 
 
 @dataclass(frozen=True)

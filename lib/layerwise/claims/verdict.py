@@ -1,6 +1,6 @@
-"""What a verdict is, and the two rules that every claim is decided by.
+"""What a verdict is, and the rules that every claim is decided by.
 
-Both take a gain with its 95 % interval, higher = better, 0 = as good as the rival. Which interval: one that covers
+All take a gain with its 95 % interval, higher = better, 0 = as good as the rival. Which interval: one that covers
 everything that was drawn (calibration texts, windows or items), and no luck of choosing.
 
 `no_worse` allows for a margin:
@@ -17,6 +17,17 @@ everything that was drawn (calibration texts, windows or items), and no luck of 
 
 So where nothing is gained it says "holds" with a risk of 2.5 %, and where x or more is gained it says "doesn't hold"
 with the same risk. Where something is gained, but less than x, it depends on the precision: read the interval.
+
+`more_than_luck` is for an order of blocks against random ones. One order of many is better or worse than their mean
+even if it knows nothing, and enough windows show that. So beside the interval it takes the luck, the share of orders
+without information that do as well:
+
+- holds: there is a gain (the interval is above 0), the least gain that counts is inside or below it, and the luck is at
+  most 5 %;
+- doesn't hold: the whole interval is below the least gain that counts;
+- can't tell: else, or the data give no interval.
+
+A claim of several parts holds where all of them hold, and doesn't where one of them doesn't: `all_of`.
 """
 
 from __future__ import annotations
@@ -31,6 +42,7 @@ import pandas as pd
 from layerwise.stats import Estimate
 
 HOLDS, DOES_NOT, CANNOT_TELL = "holds", "doesn't hold", "can't tell"
+RISK = 0.05  # of a false finding: luck taken for one, in one setting, or after correction in any setting of many
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,6 +108,26 @@ def as_much_as(gain: Estimate, claimed: float, unit: str) -> tuple[str, str]:
     if gain.low > 0:
         return HOLDS, f"there is a gain, and one of {claimed:g} {unit} is not ruled out"
     return CANNOT_TELL, f"neither no gain nor one of {claimed:g} {unit} is ruled out"
+
+
+def more_than_luck(gain: Estimate, luck: float, least: float, unit: str) -> tuple[str, str]:
+    """Verdict and, in words, why; `least`, the smallest gain that counts, in the unit of the gain."""
+    if np.isnan(gain.low):
+        return CANNOT_TELL, "the data give no interval"
+    chance = f"{100 * luck:.2g} % of orders without information may do as well"
+    if gain.high < least:
+        return DOES_NOT, f"as much as {least:g} {unit} is ruled out" if least else "that is below 0"
+    if gain.low > 0 and luck <= RISK:
+        return HOLDS, f"that is above 0, and only {chance}"
+    if gain.low > 0:
+        return CANNOT_TELL, f"that is above 0, but {chance}"
+    return CANNOT_TELL, f"neither 0 nor {least:g} {unit} is ruled out" if least else "0 is not ruled out"
+
+
+def all_of(verdicts: Iterable[str]) -> str:
+    """The verdict on a claim from those on its parts."""
+    found = set(verdicts)
+    return DOES_NOT if DOES_NOT in found else CANNOT_TELL if CANNOT_TELL in found else HOLDS
 
 
 def turned(estimate: Estimate) -> Estimate:

@@ -8,6 +8,7 @@ their first appearance in a table.
 
 from layerwise.figures.common import COLOURS, GREY, MARKERS, WIDTH, style
 from layerwise.figures.models import accuracies, loss_curves
+from layerwise.figures.orders import orders, shares
 from layerwise.figures.plans import curves, grid, plan_bars, rivals
 from layerwise.figures.scores import against_damage, by_layer, correlations, residual_norms, settling
 
@@ -23,9 +24,11 @@ __all__ = [
     "curves",
     "grid",
     "loss_curves",
+    "orders",
     "plan_bars",
     "residual_norms",
     "rivals",
     "settling",
+    "shares",
     "style",
 ]
