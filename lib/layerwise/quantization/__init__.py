@@ -14,13 +14,14 @@ from collections.abc import Callable
 from layerwise.quantization.blockwise import Blockwise
 from layerwise.quantization.gptq import GPTQ
 from layerwise.quantization.hqq import HQQ
+from layerwise.quantization.outliers import Outliers
 from layerwise.quantization.packed import PackedLinear, packed
 from layerwise.quantization.quanto import Quanto
 from layerwise.quantization.rtn import RTN
 
-QUANTIZERS: dict[str, Callable] = {each.name: each() for each in (RTN, Quanto, HQQ, GPTQ)}
+QUANTIZERS: dict[str, Callable] = {each.name: each() for each in (RTN, Quanto, HQQ, GPTQ, Outliers)}
 
-__all__ = ["GPTQ", "HQQ", "QUANTIZERS", "RTN", "Blockwise", "PackedLinear", "Quanto", "packed", "quantizer"]
+__all__ = ["GPTQ", "HQQ", "QUANTIZERS", "Outliers", "RTN", "Blockwise", "PackedLinear", "Quanto", "packed", "quantizer"]
 
 
 def quantizer(given: str | Callable) -> Callable:
