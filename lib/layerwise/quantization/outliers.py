@@ -1,51 +1,36 @@
 """A quantizer that is dynamic by itself, after SpQR (arXiv 2306.03078): small groups, whose scales and zero points are
-quantized too, and the weights whose rounding would cost most kept in 16 bits.
-
-What a linear layer's rounding costs is the squared error of its output on calibration text: with its inputs as rows of
-`X` and `H = X' X`, changing a row of weights by `d` costs `d H d'`. Rounding one weight `w` of column j to `q`, with
-all others free to make up for it, costs `(w - q)^2 / [H^-1]_jj` (Optimal Brain Surgeon; the paper's saliency has H of
-twice the size, and half the cost).
+quantized too, and those weights kept in 16 bits that it would cost most to round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from layerwise.architectures import blocks, linears, written
 from layerwise.corpora import check_tokens
 from layerwise.passes import entering
 from layerwise.quantization.blockwise import check, finite
-from layerwise.quantization.packed import (
-    STATISTIC_BITS,
-    STATISTIC_GROUP,
-    Outlying,
-    Quantized,
-    SparseLinear,
-    dequantized,
-    packed_bytes,
-)
+from layerwise.quantization.packed import STATISTIC_BITS, STATISTIC_GROUP, packed_bytes
+from layerwise.quantization.rounding import gain, inverse_factor, rounded
 
 BATCH = 8  # windows that are run at a time
-DAMPING = 0.01  # what is added to the diagonal of H, as a share of its mean: GPTQ's
-WIDTH = 128  # columns, about, whose errors are passed on together to all that follow them
-MOST = 2**16 - 1  # columns that an index of 16 bits tells apart
+MOST = 2**16 - 1  # columns that indices and counts of 16 bits reach to
 
 
 @dataclass(frozen=True)
 class Outliers:
     """`(model, bits, tokens, outliers=None) -> model`: block after block, each fed by those before it, quantized.
 
-    `bits[i]` are those of a code in block i. `outliers[i]` is the share of the block's weights, in [0, 1), that are
-    kept in float16; None, or no `outliers`, is `share`. They are the same share of all weights of the block, not of
-    each matrix: those whose absence from their group lowers the cost of rounding most. What is rounded is corrected for
-    as in GPTQ (arXiv 2210.17323), column by column, by changing the columns that are left.
+    `bits[i]` are those of a code in block i. `outliers[i]`, a share in [0, 1), says how many of the block's weights are
+    kept in float16; None, or no `outliers`, is `share`. It is not a share of each matrix: those weights of the whole
+    block are kept whose absence lowers the cost of rounding their group most. The others are rounded as in GPTQ (arXiv
+    2210.17323), column by column, and the columns that are left make up for the error.
 
     `group` weights of a row have a scale and a zero point, of 3 bits each; the last group of a row may be short.
     `tokens` `[n, length]` hold no padding.
@@ -89,7 +74,7 @@ class Outliers:
         return model
 
     def stored(self, bits: int, rows: int, columns: int, outliers: float | None = None) -> int:
-        """Bytes of a matrix at `bits` bits that keeps this share of its weights; exact for the sum over a block."""
+        """Bytes of a matrix at `bits` bits. `outliers` is the share that is kept of it, or of its whole block's."""
         statistics = 2 * -(-columns // self.group)  # rows of the matrix of scales and zero points
         kept = round((self.share if outliers is None else outliers) * rows * columns)
         second = packed_bytes(statistics * rows, STATISTIC_BITS) + 4 * statistics * -(-rows // STATISTIC_GROUP)
@@ -107,174 +92,67 @@ class Outliers:
         return [self.share if share is None else share for share in outliers]
 
     def _sequentially(self, model, each, bits, shares, tokens):
-        parts = tokens.to(model.device).split(BATCH)
-        batches = [entering(model, part) for part in parts]
+        batches = [entering(model, part) for part in tokens.to(model.device).split(BATCH)]
         for i, block in enumerate(tqdm(each, desc=self.name, unit="block", leave=False, delay=5)):
-            states = [(hidden, arguments[i]) for hidden, arguments in batches]
             if bits[i] is not None:
-                sums = _products(block, states)
+                products = _products(block, ((hidden, arguments[i]) for hidden, arguments in batches))
                 try:
-                    self._block(block, bits[i], shares[i], sums)
+                    self._block(block, bits[i], shares[i], products)
                 except ValueError as error:
                     raise ValueError(f"{self.name}, block {i}, {error}") from error
             if any(width is not None for width in bits[i + 1 :]):
-                outputs = [written(block(hidden, **arguments)) for hidden, arguments in states]
-                batches = [(output, rest) for output, (_, rest) in zip(outputs, batches, strict=True)]
+                for k, (hidden, arguments) in enumerate(batches):
+                    batches[k] = written(block(hidden, **arguments[i])), arguments
 
-    def _block(self, block, bits, share, sums):
-        found = linears(block)
-        factors, gains = {}, []
+    def _block(self, block, bits, share, products):
+        found, factors, gains = linears(block), {}, []
         for path, linear in found.items():
-            if not sums[path].isfinite().all():
+            if not products[path].isfinite().all():
                 raise ValueError(
                     f"{path}: what enters it is NaN or infinite: the dtype overflows, or weights are damaged"
                 )
-            factors[path] = inverse_factor(sums.pop(path))
+            factors[path] = inverse_factor(products.pop(path))
             gains.append(gain(linear.weight.float(), factors[path].square().sum(0), bits, self.group))
         for (path, linear), mask in zip(found.items(), _largest(gains, share), strict=True):
-            weight = linear.weight.float()
-            block.set_submodule(path, rounded(weight, mask, factors.pop(path), bits, self.group, linear.bias))
+            weight = linear.weight.to(torch.float32, copy=True)
+            try:
+                layer = rounded(weight, mask, factors.pop(path), bits, self.group, linear.bias)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            block.set_submodule(path, layer)
 
 
-def inverse_factor(products: Tensor) -> Tensor:
-    """The upper triangular `U` `[columns, columns]` with `H^-1 = U' U`, where `H` is `products`, damped (in place)."""
-    damping = DAMPING * products.diagonal().mean()
-    # Inputs that were always 0 say nothing: then any rounding is as good, and each weight stands for itself.
-    products.diagonal().add_(torch.where(damping > 0, damping, 1.0))
-    # From the other end, Cholesky gives H = R R' with R upper triangular, so U = R^-1: no inverse of H is needed.
-    upper = torch.linalg.cholesky(products.flip(0, 1)).flip(0, 1)
-    return torch.linalg.solve_triangular(upper, torch.eye(len(upper), device=upper.device), upper=True)
-
-
-def gain(weight: Tensor, variance: Tensor, bits: int, group: int) -> Tensor:
-    """How much less it costs to round the group of each weight if that weight is kept out of it, `[rows, columns]`.
-
-    `variance` `[columns]` is the diagonal of H^-1. What a weight costs itself is saved in any case; that of the others
-    changes if it is the lowest or the highest of its group, whose range is then shorter. Scales and zero points are
-    those before they are quantized.
-    """
-    gains = torch.empty_like(weight)
-    for columns in _groups(weight.shape[1], group):
-        part = weight[:, columns]
-
-        def costs(low, high, part=part, price=1 / variance[columns]):
-            scale, zero = _grid(low, high, bits)
-            return price * (part - (_codes(part, scale, zero, bits) - zero) * scale).square()
-
-        # 0 is always in the range: it stands for the missing second of a group of one weight too.
-        ends = F.pad(part, (0, 1))
-        (low, second_low), (high, second_high) = (
-            ends.topk(2, largest=largest).values.T[..., None] for largest in (False, True)
-        )
-        all_in = costs(low.clamp(max=0), high.clamp(min=0))
-        gains[:, columns] = all_in
-        for at, others in (
-            (part.argmin(1, keepdim=True), costs(second_low.clamp(max=0), high.clamp(min=0))),
-            (part.argmax(1, keepdim=True), costs(low.clamp(max=0), second_high.clamp(min=0))),
-        ):
-            without = others.sum(1, keepdim=True) - others.gather(1, at)
-            gains[:, columns].scatter_(1, at, all_in.sum(1, keepdim=True) - without)
-    return gains
-
-
-def rounded(
-    weight: Tensor, mask: Tensor, upper: Tensor, bits: int, group: int, bias: nn.Parameter | None = None
-) -> SparseLinear:
-    """A matrix `[rows, columns]` at `bits` bits, but for the weights where `mask` is True, which are kept.
-
-    Columns are rounded from left to right. Each error is passed on to the columns behind it by a row of `upper`, the
-    factor of H^-1, which is how they best make up for it. `weight` is overwritten.
-    """
-    codes, statistics = torch.empty_like(weight, dtype=torch.uint8), []
-    count, width = weight.shape[1], group * max(1, WIDTH // group)
-    for start in range(0, count, width):
-        end = min(start + width, count)
-        errors = torch.empty_like(weight[:, start:end])
-        for j in range(start, end):
-            if j % group == 0:
-                part = weight[:, j : j + group].masked_fill(mask[:, j : j + group], 0)
-                grid = torch.stack(_grid(part.amin(1).clamp(max=0), part.amax(1).clamp(min=0), bits))
-                statistics.append(_coarse(grid))
-                scale, zero = dequantized(statistics[-1])
-            column = weight[:, j]
-            codes[:, j] = _codes(column, scale, zero, bits)
-            value = torch.where(mask[:, j], column.half().float(), (codes[:, j] - zero) * scale)
-            errors[:, j - start] = (column - value) / upper[j, j]
-            weight[:, j] = value
-            weight[:, j + 1 : end] -= errors[:, j - start, None] * upper[j, j + 1 : end]
-        weight[:, end:] -= errors @ upper[start:end, end:]
-    if not weight.isfinite().all():
-        raise ValueError("weights are too large for float16")
-    second = (torch.stack(parts, 1).flatten(0, 1) for parts in zip(*(each[:3] for each in statistics), strict=True))
-    counts, columns = mask.sum(1).to(torch.uint16), mask.nonzero()[:, 1].to(torch.uint16)
-    outliers = Outlying(counts, columns, weight[mask].half())
-    return SparseLinear(codes, group, Quantized(*second, STATISTIC_GROUP), outliers, bits, bias)
-
-
-def _products(block: nn.Module, states: Sequence[tuple[Tensor, dict]]) -> dict[str, Tensor]:
+def _products(block: nn.Module, states: Iterable[tuple[Tensor, dict]]) -> dict[str, Tensor]:
     """`X' X` of what enters each linear layer of the block, float32 `[columns, columns]`, by path."""
-    found, handles = linears(block), []
-    sums = {
-        path: linear.weight.new_zeros([linear.in_features] * 2, dtype=torch.float32) for path, linear in found.items()
-    }
+    found, handles, products = linears(block), [], {}
 
-    def watch(total):
+    def watch(path, linear):
+        total = linear.weight.new_zeros(linear.in_features, linear.in_features, dtype=torch.float32)
+        products[path] = total
+
         def add(linear, args):
             rows = args[0].flatten(0, -2).float()
             total.addmm_(rows.T, rows)
 
-        return add
+        return linear.register_forward_pre_hook(add)
 
     try:
-        handles += [linear.register_forward_pre_hook(watch(sums[path])) for path, linear in found.items()]
+        handles += [watch(path, linear) for path, linear in found.items()]
         for hidden, arguments in states:
             block(hidden, **arguments)
     finally:
         for handle in handles:
             handle.remove()
-    return sums
+    return products
 
 
 def _largest(gains: Sequence[Tensor], share: float) -> list[Tensor]:
     """Masks of the largest of all gains together: this share of them, rounded to a whole number."""
-    sizes = [gain.numel() for gain in gains]
-    flat = torch.cat([gain.flatten() for gain in gains])
+    flat = torch.cat([each.flatten() for each in gains])
     chosen = torch.zeros_like(flat, dtype=torch.bool)
     chosen[flat.topk(round(share * len(flat)), sorted=False).indices] = True
-    return [part.view_as(gain) for part, gain in zip(chosen.split(sizes), gains, strict=True)]
-
-
-def _grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Scale and real zero point of the levels from `low` to `high`."""
-    levels = 2**bits - 1
-    scale = (high - low) / levels
-    return scale, torch.where(scale > 0, -low / scale, levels / 2)
-
-
-def _codes(weight: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    """The nearest levels. On a scale of 0 all are the same."""
-    return (weight / torch.where(scale > 0, scale, 1.0) + zero).round().clamp(0, 2**bits - 1)
-
-
-def _coarse(values: Tensor) -> Quantized:
-    """Scales and zero points `[2, rows]`, none negative, to the nearest of the levels of their group of rows."""
-    rows = values.shape[1]
-    groups = F.pad(values[None], (0, -rows % STATISTIC_GROUP), mode="replicate")[0].view(
-        len(values), -1, STATISTIC_GROUP
-    )
-    low, high = groups.amin(2), groups.amax(2)
-    levels = 2**STATISTIC_BITS - 1
-    scale = ((high - low) / levels).half()
-    # What is equal, or almost, is one code, whose level is the scale itself. A zero point would overflow float16.
-    equal = scale.float() <= 1e-4 * high
-    scale = torch.where(equal, low.half(), scale)
-    zero = torch.where(equal, -1.0, -low / scale.float()).half()
-    codes = _codes(groups, scale.float()[..., None], zero.float()[..., None], STATISTIC_BITS)
-    return Quantized(codes.flatten(1)[:, :rows].to(torch.uint8), scale, zero, STATISTIC_GROUP)
-
-
-def _groups(columns: int, group: int) -> Iterator[slice]:
-    return (slice(start, min(start + group, columns)) for start in range(0, columns, group))
+    parts = chosen.split([each.numel() for each in gains])
+    return [part.view_as(each) for part, each in zip(parts, gains, strict=True)]
 
 
 def _check_matrices(i: int, block: nn.Module) -> None:
