@@ -1,4 +1,4 @@
-"""A forward pass that begins at any block: what entered it is remembered from an earlier pass over the same tokens.
+"""Parts of a forward pass: what enters the blocks, and passes that begin at any block.
 
 The model's own forward does the rest, so masks, positions, final norm and head are as in any family.
 """
@@ -6,10 +6,36 @@ The model's own forward does the rest, so masks, positions, final norm and head 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from torch import Tensor, nn
 
-from layerwise import architectures, evaluation
+from layerwise import architectures
+
+
+def run(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> None:
+    """Run the model without its head on tokens `[n, length]`; where `keep` of that shape is False there is padding."""
+    attention = None if keep is None else keep.long()
+    model.base_model(input_ids=tokens, attention_mask=attention, use_cache=False)
+
+
+def entering(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> tuple[Tensor, list[dict]]:
+    """What enters block 0, `[n, length, D]`, and the arguments that each block gets beside it; no block is run."""
+    states, arguments = [], []
+
+    def record(hidden, **kwargs):
+        states.append(hidden)
+        arguments.append(kwargs)
+        return hidden
+
+    found = architectures.architecture(model)
+    norm = attrgetter(found.final_norm)(model)  # None in OPT-350m
+    # In a sliced model, what enters block 0 has not the width that the norm expects.
+    passed_by = [] if norm is None else [norm]
+    each = list(architectures.blocks(model))
+    with architectures.forwards([*each, *passed_by], [record] * len(each) + [lambda hidden: hidden] * len(passed_by)):
+        run(model, tokens, keep)
+    return states[0], arguments
 
 
 class Passes:
@@ -32,7 +58,7 @@ class Passes:
         forwards = [lambda ignored, *args, **kwargs: self.give(ignored)] * start
         forwards += [self._stand_in(i, module, i == start > 0, keep) for i, module in enumerate(stand_ins, start)]
         with architectures.forwards(self.blocks[: len(forwards)], forwards):
-            return evaluation.logits(self.model, self.tokens)
+            return self.model(input_ids=self.tokens.to(self.model.device), use_cache=False).logits
 
     def _stand_in(self, i: int, module: Callable, remembered: bool, keep: bool) -> Callable:
         # Looked up now: while the pass runs, what the model's own block is asked for is this stand-in.

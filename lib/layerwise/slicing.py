@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise import rotation
-from layerwise.architectures import UnsupportedArchitecture, architecture, blocks, forwards, is_sliced
+from layerwise import passes, rotation
+from layerwise.architectures import UnsupportedArchitecture, architecture, blocks, is_sliced
 from layerwise.corpora import check_mask, check_tokens
 from layerwise.plans import Layer, Plan
 from layerwise.rotation import Gram
@@ -70,7 +70,7 @@ def calibrate(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8)
         try:
             handles += [norm.register_forward_pre_hook(watch(gram)) for norm, gram in zip(places, grams, strict=True)]
             for part, keep in _parts(model, tokens, mask, batch):
-                _run(model, part, keep)
+                passes.run(model, part, keep)
         finally:
             for handle in handles:
                 handle.remove()
@@ -170,11 +170,13 @@ class _Sequential:
     def __init__(self, model, tokens, mask, batch):
         self.center = architecture(model).norm == "layer"
         self.names = _names(model)
-        self.batches = [_enter(model, *part) for part in _parts(model, tokens, mask, batch)]
+        self.batches = [
+            (keep, *passes.entering(model, part, keep)) for part, keep in _parts(model, tokens, mask, batch)
+        ]
 
     def first(self) -> Tensor:
         gram = Gram(self.center)
-        for states, keep, _ in self.batches:
+        for keep, states, _ in self.batches:
             gram.add(states, keep)
         return gram.pca(next(self.names))[1]
 
@@ -182,7 +184,7 @@ class _Sequential:
         """The basis of what `step` of block i writes, given the stream in `basis` `[D, w]`."""
         rotation.lend(dense, block, step, shortcut, basis)
         gram = Gram(self.center)
-        for states, keep, arguments in self.batches:
+        for keep, states, arguments in self.batches:
             states.copy_(block.take(step, shortcut, states @ basis.to(states), **arguments[i]))
             gram.add(states, keep)
         return gram.pca(next(self.names))[1]
@@ -242,23 +244,3 @@ def _parts(model, tokens, mask, batch) -> Iterator[tuple[Tensor, Tensor | None]]
     for start in tqdm(range(0, len(tokens), batch), desc="calibrating", unit="batch", leave=False, delay=5):
         rows = slice(start, start + batch)
         yield tokens[rows].to(device), None if mask is None else mask[rows].to(device).bool()
-
-
-def _run(model, tokens, keep) -> None:
-    attention = None if keep is None else keep.long()
-    model.base_model(input_ids=tokens, attention_mask=attention, use_cache=False)
-
-
-def _enter(model, tokens, keep) -> tuple[Tensor, Tensor | None, list[dict]]:
-    """What enters block 0, `[n, length, D]`; which of it to keep; and the arguments that each block gets beside it."""
-    entering, arguments = [], []
-
-    def record(hidden, **kwargs):
-        entering.append(hidden)
-        arguments.append(kwargs)
-        return hidden
-
-    each = blocks(model)
-    with forwards(each, [record] * len(each)):
-        _run(model, tokens, keep)
-    return entering[0], keep, arguments

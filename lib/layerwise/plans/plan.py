@@ -6,6 +6,7 @@ bits and pruning are planned apart and done together.
 
 from __future__ import annotations
 
+import inspect
 import json
 import operator
 from collections.abc import Iterable
@@ -150,9 +151,10 @@ class Plan:
         """Bytes of the model as stored: matrices of few bits by `stored`, all else at the dtype of the shape.
 
         `stored(bits, rows, columns) -> bytes` of one matrix; a quantizer that stores otherwise than the built-in "rtn"
-        (groups of 64, each with a scale of 16 bits and a zero point of 8) has its own, as its attribute `stored`.
+        (groups of 64, each with a scale of 16 bits and a zero point of 8) has its own, as its attribute `stored`. For
+        layers that set outliers, `outliers` is a keyword of it, as in `Outliers().stored`.
 
-        Raises ValueError as `predicted_parameters`, and for outliers, whose indices only their quantizer can count.
+        Raises ValueError as `predicted_parameters`, and for outliers that `stored` doesn't count.
         """
         weights, taken = self._quantized(shape, stored)
         return (self.predicted_parameters(shape) - weights) * shape.bytes_per_parameter + taken
@@ -170,14 +172,18 @@ class Plan:
     def _quantized(self, shape: Shape, stored: Stored | None) -> tuple[int, int]:
         """How many weights get few bits, and the bytes that they then take."""
         self._check(shape)
-        if any(layer.outliers for layer in self.kept):
-            raise ValueError("the plan keeps outliers: how they are stored is up to the quantizer, so measure lw.size")
         stored, weights, taken = stored or Grouped(), 0, 0
+        counted = "outliers" in inspect.signature(stored).parameters
+        if any(layer.outliers for layer in self.kept) and not counted:
+            raise ValueError(
+                "the plan keeps outliers: give the `stored` of their quantizer, lw.quantization.Outliers()"
+            )
         for i, layer in enumerate(self.layers):
             if layer.keep and layer.bits is not None:
                 sizes = self._sizes(shape, i)
                 weights += sum(rows * columns for rows, columns in sizes)
-                taken += sum(stored(layer.bits, rows, columns) for rows, columns in sizes)
+                more = {"outliers": layer.outliers} if counted and layer.outliers is not None else {}
+                taken += sum(stored(layer.bits, rows, columns, **more) for rows, columns in sizes)
         return weights, taken
 
     def _sizes(self, shape: Shape, i: int) -> list[tuple[int, int]]:

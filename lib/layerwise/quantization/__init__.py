@@ -4,7 +4,8 @@ A quantizer is a function `(model, bits, tokens=None) -> model`: `bits` `[L]` sa
 weights of its linear layers get, None leaves a block as it is; `tokens` `[n, length]` are calibration text, for those
 that use it. It may change the model that it is given, which is a copy. One that treats each block by itself offers
 `.block(block, bits) -> block` too, so that a sweep over plans quantizes nothing twice. `widths` and `stored` say what
-it has and what that takes on disk. A function of your own needs nothing but the signature.
+it has and what that takes on disk. One that keeps outliers takes `outliers` `[L]` too, the share of each block's
+weights. A function of your own needs nothing but the signature.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from collections.abc import Callable
 from layerwise.quantization.blockwise import Blockwise
 from layerwise.quantization.gptq import GPTQ
 from layerwise.quantization.hqq import HQQ
+from layerwise.quantization.outliers import Outliers
 from layerwise.quantization.packed import PackedLinear, packed
 from layerwise.quantization.quanto import Quanto
 from layerwise.quantization.rtn import RTN
 
-QUANTIZERS: dict[str, Callable] = {each.name: each() for each in (RTN, Quanto, HQQ, GPTQ)}
+QUANTIZERS: dict[str, Callable] = {each.name: each() for each in (RTN, Quanto, HQQ, GPTQ, Outliers)}
 
-__all__ = ["GPTQ", "HQQ", "QUANTIZERS", "RTN", "Blockwise", "PackedLinear", "Quanto", "packed", "quantizer"]
+__all__ = ["GPTQ", "HQQ", "QUANTIZERS", "Outliers", "RTN", "Blockwise", "PackedLinear", "Quanto", "packed", "quantizer"]
 
 
 def quantizer(given: str | Callable) -> Callable:

@@ -16,7 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from layerwise.quantization.packed import PackedLinear, Quantized, packed
+from layerwise.quantization.packed import (
+    STATISTIC_GROUP,
+    Outlying,
+    PackedLinear,
+    Quantized,
+    SparseLinear,
+    packed,
+)
 
 METHOD = "layerwise"
 FORMAT = 1
@@ -73,10 +80,21 @@ def read(folder: Path) -> nn.Module:
 
 def _empty(linear: nn.Linear, tensors: dict, path: str, bits: int, group: int) -> PackedLinear:
     """A packed layer of the size of `linear`, with room for the tensors of this path."""
+
+    def like(name: str) -> torch.Tensor:
+        return torch.empty_like(tensors[f"{path}.{name}"])
+
+    rows, columns = linear.out_features, linear.in_features
     with torch.device("meta"):
-        codes = torch.empty(linear.out_features, linear.in_features, dtype=torch.uint8)
-        scale, zero = (torch.empty_like(tensors[f"{path}.{name}"]) for name in ("scale", "zero"))
-        return PackedLinear(Quantized(codes, scale, zero, group), bits, linear.bias)
+        codes = torch.empty(rows, columns, dtype=torch.uint8)
+        scale, zero = like("scale"), like("zero")
+        if f"{path}.statistics" not in tensors:
+            return PackedLinear(Quantized(codes, scale, zero, group), bits, linear.bias)
+        statistics = torch.empty(2 * -(-columns // group), rows, dtype=torch.uint8)
+        outliers = Outlying(*map(like, Outlying._fields))
+        return SparseLinear(
+            codes, group, Quantized(statistics, scale, zero, STATISTIC_GROUP), outliers, bits, linear.bias
+        )
 
 
 def _sha256(file: Path) -> str:

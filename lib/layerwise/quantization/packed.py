@@ -4,6 +4,8 @@ A weight is `(code - zero) * scale`, with a code of some bits for every weight, 
 group of weights (`Grouped` says which groups there are). Scales are float16 whatever a model computes in; zero points
 are float16 or uint8. Weights are unpacked when they are used, a matrix at a time, so what is saved is memory and disk,
 not time.
+
+A `SparseLinear` stores scales and zero points as codes too, and some weights as they are.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+STATISTIC_BITS = 3  # of a scale or a zero point in a SparseLinear
+STATISTIC_GROUP = 16  # rows that share a scale and a zero point for these
 
 
 class Quantized(NamedTuple):
@@ -58,14 +63,18 @@ class PackedLinear(nn.Module):
         codes = unpack(self.codes, self.bits, self.out_features * self.in_features)
         return Quantized(codes.view(self.out_features, self.in_features), self.scale, self.zero, self.group)
 
+    def weights(self) -> Tensor:
+        """The weights that this layer stands for, float32 `[rows, columns]`."""
+        return dequantized(self.quantized())
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, dequantized(self.quantized()).to(x.dtype), self.bias)
+        return F.linear(x, self.weights().to(x.dtype), self.bias)
 
     def dense(self, dtype: torch.dtype) -> nn.Linear:
         """A plain linear layer with the weights that this one stands for: larger, faster, and equal."""
         with torch.device("meta"):
             linear = nn.Linear(self.in_features, self.out_features, bias=False)
-        linear.weight = nn.Parameter(dequantized(self.quantized()).to(dtype), requires_grad=False)
+        linear.weight = nn.Parameter(self.weights().to(dtype), requires_grad=False)
         linear.bias = self.bias
         return linear
 
@@ -80,6 +89,55 @@ class PackedLinear(nn.Module):
             if now.dtype != buffer.dtype:  # a cast: undo it, from what was there, where it is now
                 setattr(self, name, buffer.to(now.device))
         return self
+
+
+class Outlying(NamedTuple):
+    """Weights of a matrix `[rows, columns]` that are kept as they are, row after row: a sparse matrix."""
+
+    counts: Tensor  # uint16 [rows], how many there are in each row
+    columns: Tensor  # uint16 [number of them]
+    values: Tensor  # float16 [number of them]
+
+
+class SparseLinear(PackedLinear):
+    """A packed layer whose scales and zero points are quantized too, and some of whose weights are float16.
+
+    `statistics` are the real scales and zero points of all groups, `[2, groups, rows]` as one matrix of `2 * groups`
+    rows: codes of `STATISTIC_BITS` bits, with a float16 scale and zero point for each `STATISTIC_GROUP` of them. Where
+    there is an outlier, it replaces what its code says.
+    """
+
+    def __init__(
+        self,
+        codes: Tensor,
+        group: int,
+        statistics: Quantized,
+        outliers: Outlying,
+        bits: int,
+        bias: nn.Parameter | None = None,
+    ):
+        super().__init__(Quantized(codes, statistics.scale, statistics.zero, group), bits, bias)
+        self.register_buffer("statistics", pack(statistics.codes, STATISTIC_BITS))
+        for name, tensor in outliers._asdict().items():
+            self.register_buffer(name, tensor)
+
+    def quantized(self) -> Quantized:
+        """Codes, and scales and zero points in float32; what it says of an outlier doesn't count."""
+        coarse = super().quantized()
+        groups = self.scale.shape[0] // 2
+        codes = unpack(self.statistics, STATISTIC_BITS, 2 * groups * self.out_features).view(2 * groups, -1)
+        scale, zero = dequantized(Quantized(codes, self.scale, self.zero, STATISTIC_GROUP)).view(2, groups, -1).mT
+        return Quantized(coarse.codes, scale, zero, self.group)
+
+    def weights(self) -> Tensor:
+        weights = super().weights()
+        numbers = torch.arange(self.out_features, device=weights.device)
+        rows = numbers.repeat_interleave(self.counts.int(), output_size=len(self.values))
+        weights[rows, self.columns.int()] = self.values.float()
+        return weights
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, outliers={len(self.values)}"
 
 
 def packed(model: nn.Module) -> dict[str, PackedLinear]:

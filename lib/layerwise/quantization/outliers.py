@@ -1,0 +1,170 @@
+"""A quantizer that is dynamic by itself, after SpQR (arXiv 2306.03078): small groups, whose scales and zero points are
+quantized too, and those weights kept in 16 bits that it would cost most to round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from layerwise.architectures import blocks, linears, written
+from layerwise.corpora import check_tokens
+from layerwise.passes import entering
+from layerwise.quantization.blockwise import check, finite
+from layerwise.quantization.packed import STATISTIC_BITS, STATISTIC_GROUP, packed_bytes
+from layerwise.quantization.rounding import gain, inverse_factor, rounded
+
+BATCH = 8  # windows that are run at a time
+MOST = 2**16 - 1  # columns that indices and counts of 16 bits reach to
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """`(model, bits, tokens, outliers=None) -> model`: block after block, each fed by those before it, quantized.
+
+    `bits[i]` are those of a code in block i. `outliers[i]`, a share in [0, 1), says how many of the block's weights are
+    kept in float16; None, or no `outliers`, is `share`. It is not a share of each matrix: those weights of the whole
+    block are kept whose absence lowers the cost of rounding their group most. The others are rounded as in GPTQ (arXiv
+    2210.17323), column by column, and the columns that are left make up for the error.
+
+    `group` weights of a row have a scale and a zero point, of 3 bits each; the last group of a row may be short.
+    `tokens` `[n, length]` hold no padding.
+    """
+
+    group: int = 16
+    share: float = 0.01
+    name: ClassVar[str] = "outliers"
+    widths: ClassVar[tuple[int, ...]] = (8, 4, 3, 2)
+    needs_tokens: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if isinstance(self.group, bool) or not isinstance(self.group, int) or self.group < 1:
+            raise ValueError(f"group must be a number of weights, not {self.group!r}")
+        _check_share("share", self.share)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        bits: Sequence[int | None],
+        tokens: Tensor | None = None,
+        outliers: Sequence[float | None] | None = None,
+    ) -> nn.Module:
+        """`model` with the linear layers of block i at `bits[i]` bits, in place; None leaves a block as it is.
+
+        Raises ValueError, before anything is changed, for a width that there isn't, shares outside [0, 1) or for blocks
+        without bits, no tokens or tokens outside the vocabulary, and weights that are NaN or infinite or can't be
+        indexed; later, for inputs of a layer that are NaN or infinite.
+        """
+        check(self, model, bits)
+        shares = self._shares(bits, outliers)
+        if tokens is None:
+            raise ValueError("outliers needs calibration text: give tokens=lw.tokens(...)")
+        check_tokens(tokens, model.config.vocab_size)
+        each = list(blocks(model))
+        for i, (block, width) in enumerate(zip(each, bits, strict=True)):
+            if width is not None:
+                _check_matrices(i, block)
+        with torch.inference_mode(False), torch.no_grad():
+            self._sequentially(model, each, bits, shares, tokens)
+        return model
+
+    def stored(self, bits: int, rows: int, columns: int, outliers: float | None = None) -> int:
+        """Bytes of a matrix at `bits` bits. `outliers` is the share that is kept of it, or of its whole block's."""
+        statistics = 2 * -(-columns // self.group)  # rows of the matrix of scales and zero points
+        kept = round((self.share if outliers is None else outliers) * rows * columns)
+        second = packed_bytes(statistics * rows, STATISTIC_BITS) + 4 * statistics * -(-rows // STATISTIC_GROUP)
+        return packed_bytes(rows * columns, bits) + second + 2 * rows + 4 * kept
+
+    def _shares(self, bits, outliers) -> list[float]:
+        outliers = [None] * len(bits) if outliers is None else list(outliers)
+        if len(outliers) != len(bits):
+            raise ValueError(f"outliers must be {len(bits)} shares, one for each block, not {len(outliers)}")
+        for i, (width, share) in enumerate(zip(bits, outliers, strict=True)):
+            if share is not None:
+                _check_share(f"outliers of block {i}", share)
+            if share and width is None:
+                raise ValueError(f"block {i} keeps outliers, and has no bits that they could be kept from: set both")
+        return [self.share if share is None else share for share in outliers]
+
+    def _sequentially(self, model, each, bits, shares, tokens):
+        batches = [entering(model, part) for part in tokens.to(model.device).split(BATCH)]
+        for i, block in enumerate(tqdm(each, desc=self.name, unit="block", leave=False, delay=5)):
+            if bits[i] is not None:
+                products = _products(block, ((hidden, arguments[i]) for hidden, arguments in batches))
+                try:
+                    self._block(block, bits[i], shares[i], products)
+                except ValueError as error:
+                    raise ValueError(f"{self.name}, block {i}, {error}") from error
+            if any(width is not None for width in bits[i + 1 :]):
+                for k, (hidden, arguments) in enumerate(batches):
+                    batches[k] = written(block(hidden, **arguments[i])), arguments
+
+    def _block(self, block, bits, share, products):
+        found, factors, gains = linears(block), {}, []
+        for path, linear in found.items():
+            if not products[path].isfinite().all():
+                raise ValueError(
+                    f"{path}: what enters it is NaN or infinite: the dtype overflows, or weights are damaged"
+                )
+            factors[path] = inverse_factor(products.pop(path))
+            gains.append(gain(linear.weight.float(), factors[path].square().sum(0), bits, self.group))
+        for (path, linear), mask in zip(found.items(), _largest(gains, share), strict=True):
+            weight = linear.weight.to(torch.float32, copy=True)
+            try:
+                layer = rounded(weight, mask, factors.pop(path), bits, self.group, linear.bias)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            block.set_submodule(path, layer)
+
+
+def _products(block: nn.Module, states: Iterable[tuple[Tensor, dict]]) -> dict[str, Tensor]:
+    """`X' X` of what enters each linear layer of the block, float32 `[columns, columns]`, by path."""
+    found, handles, products = linears(block), [], {}
+
+    def watch(path, linear):
+        total = linear.weight.new_zeros(linear.in_features, linear.in_features, dtype=torch.float32)
+        products[path] = total
+
+        def add(linear, args):
+            rows = args[0].flatten(0, -2).float()
+            total.addmm_(rows.T, rows)
+
+        return linear.register_forward_pre_hook(add)
+
+    try:
+        handles += [watch(path, linear) for path, linear in found.items()]
+        for hidden, arguments in states:
+            block(hidden, **arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return products
+
+
+def _largest(gains: Sequence[Tensor], share: float) -> list[Tensor]:
+    """Masks of the largest of all gains together: this share of them, rounded to a whole number."""
+    flat = torch.cat([each.flatten() for each in gains])
+    chosen = torch.zeros_like(flat, dtype=torch.bool)
+    chosen[flat.topk(round(share * len(flat)), sorted=False).indices] = True
+    parts = chosen.split([each.numel() for each in gains])
+    return [part.view_as(each) for part, each in zip(parts, gains, strict=True)]
+
+
+def _check_matrices(i: int, block: nn.Module) -> None:
+    for path, linear in linears(block).items():
+        try:
+            finite(linear.weight)
+            if linear.in_features > MOST:
+                raise ValueError(f"rows of {linear.in_features} weights: indices of 16 bits reach to {MOST}")
+        except ValueError as error:
+            raise ValueError(f"{Outliers.name}, block {i}, {path}: {error}") from error
+
+
+def _check_share(name: str, share: float) -> None:
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+        raise ValueError(f"{name} must be a share of the weights, at least 0 and below 1, not {share!r}")
