@@ -6,7 +6,7 @@ import pytest
 from families import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from layerwise.plans import Grouped, Layer, Plan, bits
+from layerwise.plans import Grouped, Layer, Plan, bits, outliers
 from test_slices import llama_like
 
 SHAPE = llama_like(4, 64)
@@ -83,6 +83,34 @@ def test_bad_input(options, message):
 def test_bad_importance(importance, message):
     with pytest.raises(ValueError, match=message):
         bits(SHAPE, importance, low_layers=1)
+
+
+# Outliers.
+
+
+def test_outliers_by_hand():
+    # m = 0, 1, 1/4, 3/4, mean 1/2: shares of 0.01 + 0.02 * m / 0.5.
+    plan = outliers(SHAPE, [0, 4, 1, 3], mean=0.03, base=0.01)
+    assert [layer.outliers for layer in plan.layers] == pytest.approx([0.01, 0.05, 0.02, 0.04])
+    assert {layer.outliers for layer in outliers(SHAPE, [7] * 4, mean=0.03, base=0.01).layers} == {0.03}
+
+
+@given(st.lists(st.floats(-1e300, 1e300), min_size=4, max_size=4), st.floats(0, 0.2), st.floats(0, 1))
+def test_outliers_keep_their_mean_and_follow_importance(importance, mean, part):
+    shares = [layer.outliers for layer in outliers(SHAPE, importance, mean, part * mean).layers]
+    assert np.mean(shares) == pytest.approx(mean, abs=1e-9) and min(shares) >= part * mean - 1e-12
+    assert all(shares[i] >= shares[j] for i in range(4) for j in range(4) if importance[i] > importance[j])
+
+
+def test_bad_outliers():
+    with pytest.raises(ValueError, match="base 0.2 is above the mean 0.1"):
+        outliers(SHAPE, [1, 2, 3, 4], 0.1, 0.2)
+    with pytest.raises(ValueError, match="mean must be a share"):
+        outliers(SHAPE, [1, 2, 3, 4], 1.0)
+    with pytest.raises(ValueError, match=r"block 3 would keep 2.00 of its weights"):
+        outliers(SHAPE, [0, 0, 0, 1], 0.5)
+    with pytest.raises(ValueError, match="4 numbers, one for each block"):
+        outliers(SHAPE, [0, 1], 0.5)
 
 
 # Sizes.

@@ -4,6 +4,7 @@ Every claim is a function from the tidy rows of one model to a `Verdict`. It run
 that decide stand in `verdict`, before any row is seen.
 """
 
+from layerwise.claims.dynamic import q2
 from layerwise.claims.quantization import gains, q1, q5, q6, share_within, shares
 from layerwise.claims.slicing import s1, s1_tasks, s2, settings
 from layerwise.claims.verdict import Verdict, table
@@ -12,6 +13,7 @@ __all__ = [
     "Verdict",
     "gains",
     "q1",
+    "q2",
     "q5",
     "q6",
     "s1",

@@ -33,7 +33,7 @@ def s1(rows: pd.DataFrame, margin: float = 1.0) -> Verdict:
     cells = _cells(rows, ["window"])
     bases = cells.settings.groupby("mean")["base"].transform("size")
     weights = 1 / (bases * cells.settings["mean"].nunique())
-    change = _percent(stats.crossed_mean(np.tensordot(weights, cells.values, axes=1)))
+    change = percent(stats.crossed_mean(np.tensordot(weights, cells.values, axes=1)))
     verdict, why = no_worse(turned(change), margin, "%")
     statement = "Dynamic slicing keeps or improves on constant slicing at the same mean slice."
     averaged = f"Averaged over settings, dynamic slicing changes perplexity by {in_words(change, '%')}"
@@ -69,7 +69,7 @@ def s2(rows: pd.DataFrame, claimed: float = 7.0) -> Verdict:
     """
     cells = _cells(rows, ["window"])
     best, chosen = cells.held_out_best()
-    change = _percent(best)
+    change = percent(best)
     verdict, why = as_much_as(turned(change), claimed, "%")
     statement = f"Perplexity falls by as much as {claimed:g} % against constant slicing."
     reason = _at_best(cells, chosen, f"dynamic slicing changes perplexity by {in_words(change, '%')}: {why}")
@@ -102,7 +102,7 @@ def _cells(rows: pd.DataFrame, units: list[str]) -> Grid:
     return grid.read(rows, ["mean", "base"], units)
 
 
-def _percent(difference: Estimate) -> Estimate:
+def percent(difference: Estimate) -> Estimate:
     """A difference of losses in nats as a change of perplexity in %."""
     return Estimate(*(100 * math.expm1(value) for value in difference))
 

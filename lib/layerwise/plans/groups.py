@@ -1,4 +1,4 @@
-"""Plans that put blocks into groups by importance: so many at this width, so many at that."""
+"""Plans of bits and outliers by importance: so many blocks at this width, so many at that, and outliers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from layerwise.plans.plan import Layer, Plan, whole
-from layerwise.plans.slices import finite
+from layerwise.plans.slices import finite, share
 
 if TYPE_CHECKING:
     from layerwise.architectures import Shape
@@ -51,3 +51,28 @@ def bits(
         raise ValueError(f"widths go to blocks from the most important to the least, so they must fall, not {widths}")
     by_rank = np.repeat(np.array(widths, object), counts)
     return Plan(tuple(Layer(bits=by_rank[rank]) for rank in np.argsort(order)), shape.D)
+
+
+def outliers(shape: Shape, importance, mean: float, base: float = 0.0) -> Plan:
+    """Shares of weights that stay unquantized, by importance `[L]` (higher = keep more), `mean` of all weights.
+
+    `share_i = base + (mean - base) * m_i / mean(m)`, with `m_i` the importance between 0 and 1 (smallest and largest)
+    and its mean taken over weights: the slicing rule of arXiv 2411.03513 turned to what is kept. Equal importance means
+    equal shares.
+
+    Raises ValueError for an importance that isn't `L` finite numbers, shares outside [0, 1), a `base` above `mean`, and
+    a share that would reach 1.
+    """
+    scores = finite(importance, shape.L) / 2  # so that the range of the largest floats is one too
+    mean, base = share("mean", mean), share("base", base)
+    if base > mean:
+        raise ValueError(f"base {base:g} is above the mean {mean:g}: what every block keeps can't be more than that")
+    span = scores.max() - scores.min()
+    relative = (scores - scores.min()) / span if span else np.ones(shape.L)
+    shares = base + (mean - base) * relative / np.average(relative, weights=shape.linear_weights)
+    if shares.max() >= 1:
+        raise ValueError(
+            f"block {shares.argmax()} would keep {shares.max():.2f} of its weights: "
+            "take a smaller mean or a larger base"
+        )
+    return Plan(tuple(Layer(outliers=float(each)) for each in shares), shape.D)

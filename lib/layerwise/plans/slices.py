@@ -65,7 +65,7 @@ def dynamic_slices(
     that does not divide `D`, and an importance that isn't `L` finite numbers.
     """
     units = shape.D // _divisor(multiple, shape.D)
-    mean, base = _share("mean", mean), _share("base", base)
+    mean, base = share("mean", mean), share("base", base)
     redundancy = _redundancy(importance, shape.L)
     if budget == "width":
         widths, head = _of_width(redundancy, mean, base, units)
@@ -197,7 +197,8 @@ def _plan(shape, widths, head, multiple) -> Plan:
     return Plan(layers, shape.D, None if head is None else int(head) * multiple)
 
 
-def _share(name, value) -> float:
+def share(name, value) -> float:
+    """`value` as a float; raises ValueError unless it is a number in [0, 1)."""
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if not number or not 0 <= value < 1:
         raise ValueError(f"{name} must be a share, at least 0 and below 1, not {value!r}")
