@@ -342,7 +342,7 @@ def test_gptq_wants_text_and_names_are_checked():
 def test_a_missing_package_says_what_to_install(name, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match="install it with pip install"):
-        lw.compress(tiny(), mixed(tiny()), TOKENS, quantizer=QUANTIZERS[name])
+        lw.compress(tiny(**EVEN["llama"]), mixed(tiny()), TOKENS, quantizer=QUANTIZERS[name])
 
 
 def test_a_packed_layer_says_what_it_is():

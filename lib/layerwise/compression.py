@@ -39,8 +39,8 @@ def compress(
     `from_pretrained`. A tied head is untied.
 
     **Quantization** gives the linear layers of each block the bits of the plan, by a `quantizer`: the name of a
-    built-in one ("rtn", "quanto", "hqq", "gptq", see `lw.quantization`), one with settings of yours, such as
-    `lw.quantization.HQQ(group=128)`, or a function `(model, bits, tokens=None) -> model`. Some need `tokens`. Save
+    built-in one ("rtn", "quanto", "hqq", "gptq", "outliers", see `lw.quantization`), one with settings of yours, such
+    as `lw.quantization.HQQ(group=128)`, or a function `(model, bits, tokens=None) -> model`. Some need `tokens`. Save
     the result with `lw.save`, which stores few bits as few.
 
     Raises UnsupportedArchitecture, and ValueError for a plan of another model, tokens that are missing or outside the

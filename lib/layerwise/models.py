@@ -92,9 +92,9 @@ def save(model, path, tokenizer=None) -> Path:
     Weights are saved in the dtype that they have in memory. An embedded model was loaded into float32, which doubles
     its bytes: `save(model.to(model.stored_dtype), path)` gives its own size, and the same values if none was changed.
 
-    Layers of few bits take few bits: a model with packed layers (by "rtn", "quanto", "hqq") is written to a format of
-    this package, that `load` reads and plain `from_pretrained` refuses; one by "gptq" to compressed-tensors, that
-    transformers reads too.
+    Layers of few bits take few bits: a model with packed layers (by "rtn", "quanto", "hqq", "outliers") is written to a
+    format of this package, that `load` reads and plain `from_pretrained` refuses; one by "gptq" to compressed-tensors,
+    that transformers reads too.
 
     It is written beside `path` and put in place when it is complete, so that a crash leaves no half of a model. A model
     that is there is replaced; a folder that holds something else is an error.

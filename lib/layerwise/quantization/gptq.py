@@ -8,8 +8,8 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -45,7 +45,7 @@ class GPTQ:
         check(self, model, bits)
         if tokens is None:
             raise ValueError("gptq needs calibration text: give tokens=lw.tokens(...)")
-        needs("llmcompressor.entrypoints", "llmcompressor")  # here, since it turns its log on where it is imported
+        entry = _entry()
         for i, (block, width) in enumerate(zip(blocks(model), bits, strict=True)):
             for path, linear in linears(block).items() if width else ():
                 try:
@@ -53,14 +53,14 @@ class GPTQ:
                     whole_groups(linear.in_features, self.group)
                 except ValueError as error:
                     raise ValueError(f"gptq, block {i}, {path}: {error}") from error
-        self._oneshot(model, bits, tokens)
+        self._oneshot(entry, model, bits, tokens)
         return model.eval().requires_grad_(False)
 
     def stored(self, bits: int, rows: int, columns: int) -> int:
         """Bytes of a matrix in a model of 16 bits."""
         return _bytes(rows, columns, -(-columns // self.group), bits, self.symmetric, 2)
 
-    def _oneshot(self, model, bits, tokens):
+    def _oneshot(self, entry, model, bits, tokens):
         batches = -(-len(tokens) // BATCH)  # each passes a block twice: to be measured, and to feed the next
         windows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in tokens]
         with (
@@ -75,7 +75,7 @@ class GPTQ:
                 model.config.save_pretrained(folder)
                 model.config.name_or_path = folder
                 modifier = needs("llmcompressor.modifiers.gptq", "llmcompressor").GPTQModifier
-                needs("llmcompressor.entrypoints", "llmcompressor").oneshot(
+                entry(
                     model=model,
                     recipe=modifier(config_groups=self._groups(model, bits), ignore=[architecture(model).head]),
                     dataset=DataLoader(windows, batch_size=BATCH),
@@ -102,6 +102,15 @@ class GPTQ:
                 },
             }
         return groups
+
+
+def _entry() -> Callable:
+    """llm-compressor's way in; importing it logs, and turns its log on."""
+    if "llmcompressor" not in sys.modules:
+        with redirect_stdout(io.StringIO()):
+            needs("llmcompressor", "llmcompressor")
+        needs("llmcompressor.logger", "llmcompressor").configure_logger()  # which goes to the stdout that it finds
+    return needs("llmcompressor", "llmcompressor").oneshot
 
 
 class Compressed(NamedTuple):
