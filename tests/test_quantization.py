@@ -348,3 +348,90 @@ def test_a_missing_package_says_what_to_install(name, module, monkeypatch):
 def test_a_packed_layer_says_what_it_is():
     layer = PackedLinear(RTN(16).matrix(weights(), 3), 3)
     assert "in_features=128, out_features=24, bits=3, group=16" in repr(layer)
+
+
+# What users do with the result.
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_copies_are_copies_and_a_model_can_be_saved_again_and_again(name, tmp_path):
+    model = tiny(**EVEN["llama"])
+    small = lw.compress(model, mixed(model), TOKENS, quantizer=QUANTIZERS[name])
+    expected = logits(small)
+    other = copy.deepcopy(small)
+    for tensor in (*other.parameters(), *other.buffers()):
+        tensor.data.zero_()
+    for i in range(3):
+        lw.save(small, tmp_path / str(i))
+        assert logits(small).equal(expected), "saving left its mark"
+        small, _ = lw.load(tmp_path / str(i), device="cpu")
+        assert logits(small).equal(expected)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_what_has_few_bits_already_is_refused(name):
+    model = tiny(**EVEN["llama"])
+    small = lw.compress(model, mixed(model), TOKENS, quantizer=QUANTIZERS[name])
+    for again in QUANTIZERS.values():
+        with pytest.raises(ValueError, match="have few bits already"):
+            lw.compress(small, mixed(model, 4, 2), TOKENS, quantizer=again)
+
+
+def test_what_needs_dense_weights_says_so():
+    model = tiny()
+    small = lw.compress(model, mixed(model))
+    for asked in (lw.shape, lw.scores.zd):
+        with pytest.raises(ValueError, match="have few bits already"):
+            asked(small)
+
+
+def test_loading_in_another_dtype_keeps_the_precision_of_what_is_no_weight(tmp_path):
+    model = tiny()
+    lw.save(lw.compress(model, mixed(model)), tmp_path / "small")
+    back, _ = lw.load(tmp_path / "small", device="cpu", dtype=torch.bfloat16)
+    assert back.dtype == torch.bfloat16 and back.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_an_embedded_model_is_saved_at_its_own_size(tmp_path):
+    model, _ = lw.load("embedded/6L", device="cpu", dtype=torch.bfloat16)
+    shape = lw.shape(model)
+    plan = lw.plans.bits(shape, range(shape.L), low_layers=3, high=4, low=2)
+    small = lw.compress(model, plan, quantizer="hqq")
+    lw.save(small, tmp_path / "small")
+    predicted = plan.predicted_bytes(shape, HQQ().stored)
+    assert bytes_in(tmp_path / "small") == predicted == lw.size(lw.load(tmp_path / "small", device="cpu")[0]).bytes
+
+
+def test_a_damaged_configuration_is_an_error(folder, tmp_path):
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy" / "config.json"
+    file.write_text(file.read_text().replace('"group": 64', '"group": 32').replace('"group": 32', '"group": 16'))
+    with pytest.raises(lw.models.DamagedModel, match="damaged"):
+        lw.load(tmp_path / "copy")
+
+
+def test_weights_too_large_for_float16_are_an_error():
+    model = tiny()
+    blocks(model)[1].mlp.up_proj.weight.data[0, 0] = 1e7
+    with pytest.raises(ValueError, match=r"rtn, block 1, mlp.up_proj: the weights are too large for scales in float16"):
+        lw.compress(model, mixed(model, 2, 2), quantizer=RTN(16))
+
+
+def test_gptq_gives_each_block_its_bits():
+    model = tiny(**EVEN["llama"])
+    small = lw.compress(model, mixed(model), TOKENS, quantizer=GPTQ(16))
+    found = [
+        {linear.quantization_scheme.weights.num_bits for linear in linears(block).values()}
+        for block in list(blocks(small))[:2]
+    ]
+    assert found == [{8}, {4}]
+    kept = zip(blocks(small)[2].parameters(), blocks(model)[2].parameters(), strict=True)
+    assert all(ours.equal(dense) for ours, dense in kept)
+
+
+def test_padding_cannot_be_left_out_by_gptq():
+    model = tiny(**EVEN["llama"])
+    with pytest.raises(ValueError, match="gptq can't leave padding out"):
+        lw.compress(model, mixed(model), TOKENS, quantizer=GPTQ(16), mask=torch.ones_like(TOKENS))

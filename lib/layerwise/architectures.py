@@ -184,10 +184,14 @@ def written(output) -> torch.Tensor:
 def linears(block: nn.Module) -> dict[str, nn.Linear]:
     """All linear layers of a block by their path in it, in the order of the modules, but for those that slicing added.
 
-    The shortcuts of a sliced block are its residual path: what passes there is scored and quantized nowhere else.
+    The shortcuts of a sliced block are its residual path, which is neither scored nor quantized. Raises ValueError for
+    a block without linear layers: its weights have few bits already.
     """
     found = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
-    return {name: linear for name, linear in found.items() if not name.startswith("shortcuts.")}
+    found = {name: linear for name, linear in found.items() if not name.startswith("shortcuts.")}
+    if not found:
+        raise ValueError("the block has no linear layers: its weights have few bits already, so take the dense model")
+    return found
 
 
 class Matrix(NamedTuple):

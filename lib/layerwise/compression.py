@@ -12,8 +12,10 @@ from layerwise import slicing
 from layerwise.architectures import blocks
 from layerwise.corpora import check_tokens
 from layerwise.plans import Plan
+from layerwise.quantization import packed
 from layerwise.quantization import quantizer as by_name
 from layerwise.quantization.blockwise import check, each_block
+from layerwise.quantization.gptq import compressed
 
 
 def compress(
@@ -52,7 +54,7 @@ def compress(
     if not isinstance(calibration, slicing.Bases) and calibration != "sequential":
         raise ValueError(f"calibration must be 'sequential' or what lw.calibrate gives, not {calibration!r}")
     bits, outliers = ([getattr(layer, name) for layer in plan.kept] for name in ("bits", "outliers"))
-    quantize = _check_quantizer(model, by_name(quantizer), bits, outliers, tokens)
+    quantize = _check_quantizer(model, by_name(quantizer), bits, outliers, tokens, mask)
     if plan.slices:
         model, inplace = _slice(model, plan, tokens, calibration, mask, batch, inplace), True
     return quantize(model, tokens, inplace) if quantize else model
@@ -70,7 +72,7 @@ def _slice(model, plan, tokens, calibration, mask, batch, inplace):
     return slicing.truncate(calibration, plan)
 
 
-def _check_quantizer(model, quantizer, bits, outliers, tokens) -> Callable | None:
+def _check_quantizer(model, quantizer, bits, outliers, tokens, mask) -> Callable | None:
     """What quantizes a model by the plan, or None if it sets no bits. Raises ValueError before any work is done."""
     name = getattr(quantizer, "name", getattr(quantizer, "__name__", "the quantizer"))
     more = {}
@@ -80,8 +82,12 @@ def _check_quantizer(model, quantizer, bits, outliers, tokens) -> Callable | Non
         more["outliers"] = outliers
     if not more and not any(width is not None for width in bits):
         return None
+    if packed(model) or compressed(model).bytes:
+        raise ValueError("the model's weights have few bits already: compress the dense model, by a plan that says all")
     if hasattr(quantizer, "widths"):
         check(quantizer, model, bits)
+    if mask is not None and getattr(quantizer, "needs_tokens", False):
+        raise ValueError(f"{name} can't leave padding out: give it windows without padding, and no mask")
     if getattr(quantizer, "needs_tokens", False) and tokens is None:
         raise ValueError(f"{name} needs calibration text: give tokens=lw.tokens(...)")
     if tokens is not None:

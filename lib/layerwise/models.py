@@ -90,7 +90,7 @@ def save(model, path, tokenizer=None) -> Path:
     """Save a model, and its tokenizer if given, as safetensors in the folder `path`; returns the folder.
 
     Weights are saved in the dtype that they have in memory. An embedded model was loaded into float32, which doubles
-    its bytes: `save(model.to(model.stored_dtype), path)` gives its own size, and the same values if none was changed.
+    its bytes: one that was loaded with `dtype=torch.bfloat16` is saved at its own size.
 
     Layers of few bits take few bits: a model with packed layers (by "rtn", "quanto", "hqq", "outliers") is written to a
     format of this package, that `load` reads and plain `from_pretrained` refuses; one by "gptq" to compressed-tensors,
@@ -109,8 +109,7 @@ def save(model, path, tokenizer=None) -> Path:
             if packed(model):
                 checkpoint.write(model, new)
             elif gptq.compressed(model).bytes:
-                with gptq.quiet():
-                    model.save_pretrained(new)
+                gptq.write(model, new)
             else:
                 model.save_pretrained(new)
         if tokenizer is not None:
@@ -213,7 +212,10 @@ def _read_packed(folder: Path | None, dtype):
             model = checkpoint.read(folder)
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise DamagedModel(f"{folder}: {error}") from error
-    return model if dtype == "auto" else model.to(dtype)
+    if dtype != "auto":
+        for parameter in model.parameters():  # its buffers, such as rotary frequencies, keep their precision
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 @contextmanager

@@ -39,6 +39,12 @@ class Blockwise(ABC):
         `tokens` are not used. Raises ValueError as `check`, and as `block`.
         """
         check(self, model, bits)
+        for i, (block, width) in enumerate(zip(blocks(model), bits, strict=True)):
+            for path, linear in linears(block).items() if width else ():
+                try:
+                    finite(linear.weight)
+                except ValueError as error:
+                    raise ValueError(f"{self.name}, block {i}, {path}: {error}") from error
         for _ in each_block(self, model, bits, copies=False):
             pass
         return model
@@ -50,7 +56,10 @@ class Blockwise(ABC):
         done = {}
         for path, linear in linears(block).items():
             try:
-                done[path] = PackedLinear(self.matrix(finite(linear.weight), bits), bits, linear.bias)
+                matrix = self.matrix(finite(linear.weight), bits)
+                if not (matrix.scale.isfinite().all() and matrix.zero.isfinite().all()):
+                    raise ValueError("the weights are too large for scales in float16")
+                done[path] = PackedLinear(matrix, bits, linear.bias)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
         for path, layer in done.items():

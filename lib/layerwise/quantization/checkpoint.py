@@ -48,9 +48,10 @@ def write(model: nn.Module, folder: Path) -> None:
         seen.add(id(tensor))
     save_file(tensors, folder / FILE, metadata={"format": "pt"})
     layers = {path: {"bits": layer.bits, "group": layer.group} for path, layer in packed(model).items()}
-    about = {"quant_method": METHOD, "format": FORMAT, "sha256": _sha256(folder / FILE), "layers": layers}
+    about = {"quant_method": METHOD, "format": FORMAT, "sha256": _sha256(folder / FILE, layers), "layers": layers}
     file = folder / "config.json"
-    config = json.loads(file.read_text()) | {"quantization_config": about}
+    dtype = str(model.dtype).removeprefix("torch.")  # which the configuration of a model that was cast doesn't know
+    config = json.loads(file.read_text()) | {"dtype": dtype, "quantization_config": about}
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -62,8 +63,8 @@ def read(folder: Path) -> nn.Module:
         raise ValueError(f"its format is {about.get('format')!r}, this version of layerwise reads {FORMAT}")
     if not (folder / FILE).exists():
         raise ValueError(f"it has no {FILE}")
-    if _sha256(folder / FILE) != about.get("sha256"):
-        raise ValueError(f"{FILE} is not what was written: it is damaged, or not all of it is there")
+    if _sha256(folder / FILE, about.get("layers")) != about.get("sha256"):
+        raise ValueError(f"{FILE} or config.json is not what was written: it is damaged, or not all of it is there")
     tensors = load_file(folder / FILE)
     kind = AutoConfig.for_model(config.pop("model_type"), **config)
     with init_empty_weights(include_buffers=False):
@@ -72,7 +73,7 @@ def read(folder: Path) -> nn.Module:
         model.set_submodule(path, _empty(model.get_submodule(path), tensors, path, **layer))
     missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left or unexpected:
         raise ValueError(f"its tensors don't fit config.json: {', '.join((left + unexpected)[:3])}")
     return model
@@ -97,6 +98,9 @@ def _empty(linear: nn.Linear, tensors: dict, path: str, bits: int, group: int) -
         )
 
 
-def _sha256(file: Path) -> str:
+def _sha256(file: Path, layers) -> str:
+    """A digest of the tensors and of what says how to read them."""
     with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = hashlib.file_digest(opened, "sha256")
+    digest.update(json.dumps(layers, sort_keys=True).encode())
+    return digest.hexdigest()

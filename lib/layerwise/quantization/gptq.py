@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import re
@@ -11,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -32,7 +34,7 @@ class GPTQ:
 
     `group` weights of a row have a scale (in the model's dtype) and, unless `symmetric`, a zero point; it must divide
     the rows of every matrix. The result saves to compressed-tensors, which transformers loads. Symmetric mixes of 4
-    and 8 bits are what vLLM's kernels take.
+    and 8 bits are what vLLM's documentation says that it takes; it was not run.
     """
 
     group: int = 64
@@ -75,15 +77,25 @@ class GPTQ:
                 model.config.save_pretrained(folder)
                 model.config.name_or_path = folder
                 modifier = needs("llmcompressor.modifiers.gptq", "llmcompressor").GPTQModifier
+                recipe = modifier(config_groups=self._groups(model, bits), ignore=[architecture(model).head])
                 entry(
                     model=model,
-                    recipe=modifier(config_groups=self._groups(model, bits), ignore=[architecture(model).head]),
+                    recipe=recipe,
                     dataset=DataLoader(windows, batch_size=BATCH),
                     pipeline="sequential",
                     processor=False,  # there is no text to process; None would look for a tokenizer
                 )
+                # It leaves wrappers that a copy would share with its original.
+                needs("compressed_tensors.offload", "compressed-tensors").remove_dispatch(model)
+                vars(model).pop("save_pretrained", None)
             finally:
                 model.config.name_or_path = name
+        if fell_back := recipe._rtn_fallback_module_names:
+            warnings.warn(
+                f"GPTQ could not invert what enters {len(fell_back)} matrices, such as {fell_back[0]}, and rounded "
+                "them to nearest: more calibration text may help",
+                stacklevel=3,
+            )
 
     def _groups(self, model: nn.Module, bits: Sequence[int | None]) -> dict:
         """compressed-tensors' `config_groups`: a scheme per width, whose targets are the matrices of its blocks."""
@@ -131,6 +143,17 @@ def compressed(model: nn.Module) -> Compressed:
             found.bytes[path] = _bytes(rows, columns, groups, weights.num_bits, weights.symmetric, scale)
             found.left_out.update(f"{path}.{name}" for name, _ in module.named_parameters() if name != "bias")
     return found
+
+
+def write(model: nn.Module, folder: Path) -> None:
+    """Write a model that GPTQ did as compressed-tensors; the model itself stays unpacked."""
+    with quiet():
+        kind = needs("compressed_tensors.compressors", "compressed-tensors").ModelCompressor
+        packed = copy.deepcopy(model)  # since packing is done in place
+        compressor = kind.from_pretrained_model(packed)
+        compressor.compress_model(packed)
+        packed.save_pretrained(folder)
+        compressor.update_config(folder)
 
 
 def _bytes(rows: int, columns: int, groups: int, bits: int, symmetric: bool, scale: int) -> int:

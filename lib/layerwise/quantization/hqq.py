@@ -38,10 +38,10 @@ class HQQ(Blockwise):
             group_size=self.group if isinstance(self.group, int) else None,
             axis=1,
             bitpack=False,
-            device=weight.device.type,
+            device=str(weight.device),
         )
         shape = (1, 1) if self.group == "matrix" else (rows, -1)
-        scale, zero = (found[name].reshape(shape).half() for name in ("scale", "zero"))
+        scale, zero = (found[name].reshape(shape).half().clone() for name in ("scale", "zero"))
         return Quantized(codes.reshape(rows, columns).to(torch.uint8), scale, zero, size)
 
     def stored(self, bits: int, rows: int, columns: int) -> int:

@@ -111,7 +111,12 @@ class Outliers:
                 raise ValueError(
                     f"{path}: what enters it is NaN or infinite: the dtype overflows, or weights are damaged"
                 )
-            factors[path] = inverse_factor(products.pop(path))
+            try:
+                factors[path] = inverse_factor(products.pop(path))
+            except torch.linalg.LinAlgError as error:
+                raise ValueError(
+                    f"{path}: what enters it is degenerate ({error}): give more calibration text"
+                ) from error
             gains.append(gain(linear.weight.float(), factors[path].square().sum(0), bits, self.group))
         for (path, linear), mask in zip(found.items(), _largest(gains, share), strict=True):
             weight = linear.weight.to(torch.float32, copy=True)

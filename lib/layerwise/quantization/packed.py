@@ -34,12 +34,15 @@ class Quantized(NamedTuple):
 
 def dequantized(matrix: Quantized) -> Tensor:
     """The weights that a quantized matrix stands for, float32 `[rows, columns]`."""
-    codes, columns = matrix.codes, matrix.codes.shape[1]
+    rows, columns = matrix.codes.shape
+    scale, zero = matrix.scale.float(), matrix.zero.float()
+    if columns % matrix.group == 0 and scale.shape[1] == columns // matrix.group:
+        grouped = matrix.codes.view(rows, -1, matrix.group).float()  # the one copy of a large matrix
+        return grouped.sub_(zero[..., None]).mul_(scale[..., None]).view(rows, columns)
     scale, zero = (
-        part if part.shape[1] == 1 else part.repeat_interleave(matrix.group, 1)[:, :columns]
-        for part in (matrix.scale.float(), matrix.zero.float())
+        part if part.shape[1] == 1 else part.repeat_interleave(matrix.group, 1)[:, :columns] for part in (scale, zero)
     )
-    return (codes.float() - zero) * scale
+    return matrix.codes.float().sub_(zero).mul_(scale)
 
 
 class PackedLinear(nn.Module):
