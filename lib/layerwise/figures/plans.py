@@ -66,8 +66,8 @@ def grid(rows: pd.DataFrame) -> list[Axes]:
     return axes
 
 
-def rivals(rows: pd.DataFrame) -> list[Axes]:
-    """Plans of one budget against constant slicing, a panel per model; the dashed line is constant slicing.
+def rivals(rows: pd.DataFrame, against: str = "constant slicing") -> list[Axes]:
+    """Plans of one budget `against` one of them, which is the dashed line, a panel per model.
 
     Rows: model, plan, value, low, high; the value is a relative change: -0.05 is 5 % better. A plan with several rows
     in a model (its draws) is drawn as a dot per draw, and as a grey band from the best to the worst of them. With a
@@ -93,7 +93,7 @@ def rivals(rows: pd.DataFrame) -> list[Axes]:
         ax.grid(axis="y", visible=False)
     if 100 * rows["value"].max() > limit:
         axes[0].set_xlim(right=limit)
-    axes[-1].set_xlabel("against constant slicing, % (left: better)")
+    axes[-1].set_xlabel(f"against {against}, % (left: better)")
     if kinds:
         legend(axes[0], looks)
     return axes
