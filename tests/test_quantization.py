@@ -304,7 +304,7 @@ def test_bad_weights_and_widths_are_errors_that_change_nothing(name):
     blocks(model)[1].mlp.up_proj.weight.data[0, 0] = float("nan")
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=f"{name}, block 1, mlp.up_proj: the weights hold NaN"):
-        lw.compress(model, mixed(model), TOKENS, quantizer=quantizer, inplace=name == "gptq")
+        lw.compress(model, mixed(model), TOKENS, quantizer=quantizer, inplace=True)
     assert all(before[key].nan_to_num().equal(value.nan_to_num()) for key, value in model.state_dict().items())
 
 
@@ -359,6 +359,12 @@ def test_copies_are_copies_and_a_model_can_be_saved_again_and_again(name, tmp_pa
     small = lw.compress(model, mixed(model), TOKENS, quantizer=QUANTIZERS[name])
     expected = logits(small)
     other = copy.deepcopy(small)
+    for parameter in other.parameters():
+        if parameter.is_floating_point():
+            parameter.data.neg_()
+    assert not logits(other).equal(expected), "the copy computes with the weights of its original"
+    lw.save(other, tmp_path / "other")
+    assert logits(lw.load(tmp_path / "other", device="cpu")[0]).equal(logits(other)), "the original was saved"
     for tensor in (*other.parameters(), *other.buffers()):
         tensor.data.zero_()
     for i in range(3):

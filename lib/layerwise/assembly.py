@@ -6,7 +6,7 @@ enters the first block in which a plan differs from the one before it is remembe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -50,8 +50,7 @@ class Assembly:
         """
         evaluation.check(self.model, tokens)
         choices = [self._choice(plan) for plan in plans]
-        # In this order neighbours share the longest beginnings.
-        order = sorted(set(choices), key=lambda choice: [bits or 99 for bits in choice])
+        order = _neighbours(choices)
         parts = tokens.split(batch)
         found: dict[tuple, list[list[Tensor]]] = {choice: [[], []] for choice in order}
         with (
@@ -81,9 +80,8 @@ class Assembly:
 
     def share_run(self, plans: Sequence[Plan]) -> float:
         """Of the blocks that these plans have together, the share that `compare` runs, the dense pass left out."""
-        order = sorted({self._choice(plan) for plan in plans}, key=lambda choice: [bits or 99 for bits in choice])
         count, before, run = len(self.blocks[None]), (None,) * len(self.blocks[None]), 0
-        for choice in order:
+        for choice in _neighbours(self._choice(plan) for plan in plans):
             start = _first_difference(before, choice)
             run += 0 if start is None else count - start
             before = choice
@@ -116,6 +114,11 @@ def _by_block(given: str | Callable) -> Callable:
             "the model to each plan instead"
         )
     return found
+
+
+def _neighbours(choices: Iterable[tuple]) -> list[tuple]:
+    """The choices, once each, in an order in which neighbours share the longest beginnings."""
+    return sorted(set(choices), key=lambda choice: [bits or 99 for bits in choice])
 
 
 def _first_difference(a: Sequence, b: Sequence) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -39,12 +39,7 @@ class Blockwise(ABC):
         `tokens` are not used. Raises ValueError as `check`, and as `block`.
         """
         check(self, model, bits)
-        for i, (block, width) in enumerate(zip(blocks(model), bits, strict=True)):
-            for path, linear in linears(block).items() if width else ():
-                try:
-                    finite(linear.weight)
-                except ValueError as error:
-                    raise ValueError(f"{self.name}, block {i}, {path}: {error}") from error
+        check_matrices(self, model, bits)
         for _ in each_block(self, model, bits, copies=False):
             pass
         return model
@@ -77,6 +72,21 @@ def check(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
             f"{quantizer.name} has no {', '.join(map(str, strange))} bits; it has "
             f"{', '.join(map(str, quantizer.widths))}, and None leaves a block as it is"
         )
+
+
+def check_matrices(quantizer, model: nn.Module, bits: Sequence[int | None], fits: Callable | None = None) -> None:
+    """Raise ValueError, naming block and matrix, for one that is to be quantized and is not finite.
+
+    `fits(columns)` raises ValueError for rows that the quantizer can't do.
+    """
+    for i, (block, width) in enumerate(zip(blocks(model), bits, strict=True)):
+        for path, linear in linears(block).items() if width else ():
+            try:
+                finite(linear.weight)
+                if fits:
+                    fits(linear.in_features)
+            except ValueError as error:
+                raise ValueError(f"{quantizer.name}, block {i}, {path}: {error}") from error
 
 
 def finite(weight: Tensor) -> Tensor:

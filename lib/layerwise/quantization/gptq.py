@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from layerwise.architectures import architecture, blocks, linears
-from layerwise.quantization.blockwise import check, finite, whole_groups
+from layerwise.quantization.blockwise import check, check_matrices, whole_groups
 from layerwise.quantization.packages import needs
 
 BATCH = 8  # windows that are calibrated at a time
@@ -34,7 +34,7 @@ class GPTQ:
 
     `group` weights of a row have a scale (in the model's dtype) and, unless `symmetric`, a zero point; it must divide
     the rows of every matrix. The result saves to compressed-tensors, which transformers loads. Symmetric mixes of 4
-    and 8 bits are what vLLM's documentation says that it takes; it was not run.
+    and 8 bits are meant for vLLM, which was not run.
     """
 
     group: int = 64
@@ -48,13 +48,7 @@ class GPTQ:
         if tokens is None:
             raise ValueError("gptq needs calibration text: give tokens=lw.tokens(...)")
         entry = _entry()
-        for i, (block, width) in enumerate(zip(blocks(model), bits, strict=True)):
-            for path, linear in linears(block).items() if width else ():
-                try:
-                    finite(linear.weight)
-                    whole_groups(linear.in_features, self.group)
-                except ValueError as error:
-                    raise ValueError(f"gptq, block {i}, {path}: {error}") from error
+        check_matrices(self, model, bits, fits=lambda columns: whole_groups(columns, self.group))
         self._oneshot(entry, model, bits, tokens)
         return model.eval().requires_grad_(False)
 
@@ -85,7 +79,7 @@ class GPTQ:
                     pipeline="sequential",
                     processor=False,  # there is no text to process; None would look for a tokenizer
                 )
-                # It leaves wrappers that a copy would share with its original.
+                # It leaves its wrappers for offloading, and a save_pretrained that a copy would share with its original.
                 needs("compressed_tensors.offload", "compressed-tensors").remove_dispatch(model)
                 vars(model).pop("save_pretrained", None)
             finally:

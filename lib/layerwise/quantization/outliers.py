@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from layerwise.architectures import blocks, linears, written
 from layerwise.corpora import check_tokens
 from layerwise.passes import entering
-from layerwise.quantization.blockwise import check, finite
+from layerwise.quantization.blockwise import check, check_matrices
 from layerwise.quantization.packed import STATISTIC_BITS, STATISTIC_GROUP, packed_bytes
 from layerwise.quantization.rounding import gain, inverse_factor, rounded
 
@@ -65,10 +65,8 @@ class Outliers:
         if tokens is None:
             raise ValueError("outliers needs calibration text: give tokens=lw.tokens(...)")
         check_tokens(tokens, model.config.vocab_size)
+        check_matrices(self, model, bits, fits=_indexed)
         each = list(blocks(model))
-        for i, (block, width) in enumerate(zip(each, bits, strict=True)):
-            if width is not None:
-                _check_matrices(i, block)
         with torch.inference_mode(False), torch.no_grad():
             self._sequentially(model, each, bits, shares, tokens)
         return model
@@ -160,14 +158,9 @@ def _largest(gains: Sequence[Tensor], share: float) -> list[Tensor]:
     return [part.view_as(each) for part, each in zip(parts, gains, strict=True)]
 
 
-def _check_matrices(i: int, block: nn.Module) -> None:
-    for path, linear in linears(block).items():
-        try:
-            finite(linear.weight)
-            if linear.in_features > MOST:
-                raise ValueError(f"rows of {linear.in_features} weights: indices of 16 bits reach to {MOST}")
-        except ValueError as error:
-            raise ValueError(f"{Outliers.name}, block {i}, {path}: {error}") from error
+def _indexed(columns: int) -> None:
+    if columns > MOST:
+        raise ValueError(f"rows of {columns} weights: indices of 16 bits reach to {MOST}")
 
 
 def _check_share(name: str, share: float) -> None:
