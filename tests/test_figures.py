@@ -222,6 +222,7 @@ def plans_rows(orders=("LIM", "random", "random, block 0 high", "reversed LIM"),
     share = rows["lowered"] / L
     loss = share ** rows["order"].map(bend) + 0.1 * rows["draw"] * share * (1 - share)
     rows = rows.assign(model="6L", quantizer="rtn", group="64", loss=loss, kl=loss + 0.01)
+    rows = rows.assign(accuracy=80 - 20 * loss, dense=82.0)
     return rows.assign(average_bits=4 - 2 * share, bytes=1e6 * (2 - share))
 
 
@@ -243,7 +244,23 @@ def test_orders_are_lines_of_quality_and_random_ones_a_band_of_their_draws():
     assert {"dense", "90 %"} <= set(words(axes))
 
 
-@pytest.mark.parametrize(("y", "x"), [("quality", "average_bits"), ("kl", "bytes")])
+def test_accuracy_is_drawn_as_it_is_beside_that_of_the_dense_model():
+    (ax,) = figures.orders(plans_rows(("LIM",), ("4→2",)), y="accuracy")
+    lines = {line.get_color(): line for line in ax.get_lines()}
+    assert lines[figures.COLOURS[0]].get_ydata()[0] == 80 and lines["black"].get_ydata()[0] == 82
+    assert "dense" in words([ax]) and "90 %" not in words([ax]) and ax.get_ylabel() == "accuracy, %"
+
+
+def test_one_width_for_all_blocks_is_a_line_through_its_widths():
+    rows = plans_rows(("LIM",), ("4→2",))
+    uniform = rows[:3].assign(order="uniform", lowered=np.nan, average_bits=[4.0, 2.0, 3.0], loss=[0.1, 1.0, 0.4])
+    (ax,) = figures.orders(pd.concat([rows, uniform]))
+    line = next(line for line in ax.get_lines() if line.get_color() == figures.COLOURS[-1])
+    assert line.get_xdata().tolist() == [2, 3, 4] and "uniform" in words([ax])
+    assert line.get_ydata() == pytest.approx(np.exp([-1.0, -0.4, -0.1]))
+
+
+@pytest.mark.parametrize(("y", "x"), [("quality", "average_bits"), ("kl", "bytes"), ("accuracy", "bytes")])
 def test_orders_have_their_names_beside_their_lines_and_apart(y, x):
     orders = ("LIM", "random", "reversed LIM")
     axes = figures.orders(plans_rows(orders), y=y, x=x)
@@ -274,7 +291,7 @@ def test_orders_have_a_panel_for_each_technique():
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
-        (lambda t: t, {"y": "accuracy"}, 'y must be "quality" or "kl"'),
+        (lambda t: t, {"y": "loss"}, "y must be one of quality, kl, accuracy"),
         (lambda t: t, {"x": "k"}, "x one of average_bits, bytes"),
         (lambda t: pd.concat([t, t.assign(model="12L")]), {}, "of one model, but the rows are of 6L, 12L"),
     ],

@@ -116,8 +116,8 @@ def known_rows(
     """The committed rows of the models in `runs`, if they are of these very runs, else what `make` gives.
 
     `runs` says for each value of the column `model` what its rows depend on, such as the model's `fingerprint`, the
-    text, and a `digest` of functions; it is kept beside the rows. With `renew`, rows are made in any case and written;
-    those of other models stay.
+    text, and a `digest` of functions; it is kept beside the rows, and committed rows say so in `attrs["provenance"]`.
+    With `renew`, rows are made in any case and written; those of other models stay.
     """
     path = Path(path)
     before = load_rows(path) if path.exists() else pd.DataFrame({"model": []})

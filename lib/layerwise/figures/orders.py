@@ -1,6 +1,6 @@
 """Sweeps over orders of blocks: quality over size, and the share of blocks that can be lowered."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import product
 
 import matplotlib.pyplot as plt
@@ -10,52 +10,58 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
 from layerwise.claims.quantization import AT_RANDOM, BY_SCORE
-from layerwise.figures.common import GREY, legend, log_scale, looks_of, panels
+from layerwise.figures.common import COLOURS, GREY, MARKERS, legend, log_scale, looks_of, panels
 
 _BANDS = {"random": GREY, "random, block 0 high": "#6a51a3"}  # none of the colours that lines have
 _KNOWN = ("LIM", "ZD", "damage", "reversed LIM", "first layers high")  # have one colour in every figure
+_UNIFORM = {"uniform": (COLOURS[-1], MARKERS[-1])}
 _X = {"average_bits": ("average bits per weight", 1), "bytes": ("megabytes as stored", 1e-6)}
-_QUALITY = "quality, share of the dense model's"
+_Y = {"quality": "quality, share of the dense model's", "kl": "KL, nats", "accuracy": "accuracy, %"}
 
 
 def orders(rows: pd.DataFrame, y: str = "quality", x: str = "average_bits", level: float = 0.9) -> list[Axes]:
-    """Quality or KL divergence over size, a line per order, a panel per levels and technique.
+    """Quality, KL divergence or accuracy over size, a line per order, a panel per levels and technique.
 
-    Rows: of one model, one per plan: quantizer, group, levels, order, draw, lowered, loss (mean over windows minus
-    the dense model's), kl, average_bits, bytes. Quality is the dense model's perplexity divided by the plan's,
-    exp(-loss); the dashed line at 1 is the dense model, the thin one `level`. An order with several draws is drawn as
-    its mean, in a band from the 5th to the 95th percentile of its draws. Names stand at the lines where there is most
-    room for them.
+    Rows: of one model, one per plan: quantizer, group, levels, order, draw, lowered, average_bits or bytes, and what is
+    drawn: loss (mean over windows minus the dense model's), kl, or accuracy and the dense model's, dense, both in %.
+    Quality is the dense model's perplexity divided by the plan's, exp(-loss). The dashed line is the dense model, the
+    thin one `level` of its quality. An order with several draws is drawn as its mean, in a band from the 5th to the
+    95th percentile of its draws. Plans of an order "uniform" lower no blocks, their lowered is missing. Names stand at
+    the lines where there is most room for them.
 
     Raises ValueError for another `y` or `x`, and for rows of several models.
     """
-    if y not in ("quality", "kl") or x not in _X:
-        raise ValueError(f'y must be "quality" or "kl" and x one of {", ".join(_X)}, not {y!r} and {x!r}')
+    if y not in _Y or x not in _X:
+        raise ValueError(f"y must be one of {', '.join(_Y)} and x one of {', '.join(_X)}, not {y!r} and {x!r}")
     if len(models := rows["model"].unique()) != 1:
         raise ValueError(f"a figure of orders is of one model, but the rows are of {', '.join(map(str, models))}")
     label, factor = _X[x]
-    rows = rows.assign(x=rows[x] * factor, y=np.exp(-rows["loss"]) if y == "quality" else rows["kl"])
+    rows = rows.assign(x=rows[x] * factor, y=np.exp(-rows["loss"]) if y == "quality" else rows[y])
     varies = [name for name in ("quantizer", "group", "levels") if rows[name].nunique() > 1] or ["levels"]
     settings = list(rows.groupby(varies, sort=False))
     axes = panels(len(settings), 3.1, sharex=False)
-    looks = looks_of([*_KNOWN, *(order for order in rows["order"] if order not in _BANDS)])
+    looks = looks_of([*_KNOWN, *(order for order in rows["order"] if order not in _BANDS)]) | _UNIFORM
     every = []
     for ax, (setting, part) in zip(axes, settings, strict=True):
         lines_of = {}
         for order in sorted(part["order"].unique(), key=lambda name: name not in _BANDS):
             look = looks.get(order, (_BANDS.get(order), ""))
             lines_of[order] = (_order(ax, part[part["order"] == order], look), look[0])
+        heights = {}
         if y == "quality":
-            _reference(ax, 1, "dense", ls="--", lw=1)
-            _reference(ax, level, f"{100 * level:g} %", lw=0.6)
+            heights = {"dense": 1, f"{100 * level:g} %": level}
+        elif y == "accuracy":
+            heights = {"dense": part["dense"].iloc[0]}
         elif part["y"].max() > 20 * part["y"].min() > 0:
             log_scale(ax)
-        ax.set(title=", ".join(setting), ylabel=_QUALITY if y == "quality" else "KL, nats")
-        every.append(lines_of)
+        for name, height in heights.items():
+            _reference(ax, height, name, **({"ls": "--", "lw": 1} if name == "dense" else {"lw": 0.6}))
+        ax.set(title=", ".join(setting), ylabel=_Y[y])
+        every.append((lines_of, heights.values()))
     axes[-1].set_xlabel(label)
     axes[0].figure.draw_without_rendering()  # now the panels have their places, and points their pixels
-    for ax, lines_of in zip(axes, every, strict=True):
-        _name_lines(ax, lines_of, (level, 1) if y == "quality" else ())
+    for ax, drawn in zip(axes, every, strict=True):
+        _name_lines(ax, *drawn)
     return axes
 
 
@@ -95,9 +101,9 @@ def shares(rows: pd.DataFrame) -> list[Axes]:
 def _order(ax, lines, look) -> np.ndarray:
     """A line through the means of the draws, `[K, 2]`, in a band of the draws if there are several."""
     colour, marker = look
-    by_k = lines.groupby("lowered")
+    by_k = lines.groupby(lines["lowered"].fillna(lines["x"]))  # without a number of lowered blocks, by size
     at, middle = by_k["x"].mean(), by_k["y"].mean()
-    if lines.duplicated("lowered").any():
+    if lines["draw"].nunique() > 1:
         low, high = (by_k["y"].quantile(share) for share in (0.05, 0.95))
         ax.fill_between(at, low, high, color=colour, alpha=0.22, lw=0)
     ax.plot(at, middle, color=colour, marker=marker, markersize=3.5, lw=1.4)
@@ -111,7 +117,7 @@ def _reference(ax, height, name, **look):
     ax.annotate(name, (1, height), **place, va="center", fontsize=9, annotation_clip=False)
 
 
-def _name_lines(ax: Axes, lines_of: dict[str, tuple[np.ndarray, str]], heights: Sequence[float]) -> None:
+def _name_lines(ax: Axes, lines_of: dict[str, tuple[np.ndarray, str]], heights: Iterable[float]) -> None:
     """Write the name of every line beside it, where the fewest lines and names are in the way.
 
     Lines of one sweep meet at both ends, so names have no place there. A line is `[K, 2]`, with its colour; at

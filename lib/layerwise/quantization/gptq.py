@@ -79,7 +79,7 @@ class GPTQ:
                     pipeline="sequential",
                     processor=False,  # there is no text to process; None would look for a tokenizer
                 )
-                # It leaves its wrappers for offloading, and a save_pretrained that a copy would share with its original.
+                # It leaves its wrappers for offloading, and a save_pretrained that copies share with their original.
                 needs("compressed_tensors.offload", "compressed-tensors").remove_dispatch(model)
                 vars(model).pop("save_pretrained", None)
             finally:
