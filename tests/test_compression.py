@@ -150,7 +150,6 @@ def idle():
         (Plan((Layer(width=16),) * 3, 16), "the plan is for 3 layers of width 16, the model has 3 of width 32"),
         (CUT | Plan((Layer(), Layer(bits=16), Layer()), 32), "rtn has no 16 bits; it has 8, 7"),
         (Plan((Layer(outliers=0.1),) * 3, 32), "the plan sets outliers, and rtn keeps none"),
-        (CUT | Plan((Layer(), Layer(keep=False), Layer()), 32), "the plan sets keep=False"),
         (Plan((Layer(),) * 3, 32), r"the plan sets nothing: make one with lw.plans.bits\(lw.shape"),
         ([20, 29, 11], r"plan must be a Plan, such as lw.plans.constant_slices.*, not \[20, 29, 11\]"),
     ],

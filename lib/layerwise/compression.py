@@ -1,4 +1,4 @@
-"""`compress`: what a plan says, done to a model."""
+"""`compress`: what a plan says, done to a model: blocks removed, then sliced, then quantized."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from layerwise import slicing
 from layerwise.architectures import blocks
 from layerwise.corpora import check_tokens
-from layerwise.plans import Plan
+from layerwise.plans import Layer, Plan
+from layerwise.pruning import remove_blocks
 from layerwise.quantization import packed
 from layerwise.quantization import quantizer as by_name
 from layerwise.quantization.blockwise import check, each_block
@@ -28,10 +29,12 @@ def compress(
     batch: int = 8,
     inplace: bool = False,
 ) -> nn.Module:
-    """A model compressed to `plan`: sliced, then quantized, whichever of them the plan asks for.
+    """A model compressed to `plan`: blocks removed, then sliced, then quantized, whichever of them the plan asks for.
 
     It is in the dtype and on the device of `model`, which stays as it is. With `inplace` it doesn't: memory is saved by
     freeing or changing its blocks as they are done, and it can't be used afterwards.
+
+    **Removal** leaves a model of its family with fewer blocks, which is sliced and quantized like any other.
 
     **Slicing** is SliceGPT's (arXiv 2401.15024) with the widths of the plan. `calibration` "sequential" takes the bases
     from `tokens` `[n, length]`, block after block, each from what the blocks before it, already sliced, put out;
@@ -51,30 +54,42 @@ def compress(
     tokens than the stream is wide.
     """
     _check_plan(model, plan)
-    if not isinstance(calibration, slicing.Bases) and calibration != "sequential":
-        raise ValueError(f"calibration must be 'sequential' or what lw.calibrate gives, not {calibration!r}")
-    bits, outliers = ([getattr(layer, name) for layer in plan.kept] for name in ("bits", "outliers"))
-    quantize = _check_quantizer(model, by_name(quantizer), bits, outliers, tokens, mask)
     if plan.slices:
-        model, inplace = _slice(model, plan, tokens, calibration, mask, batch, inplace), True
+        _check_slicing(model, plan, tokens, calibration, mask, inplace)
+    quantize = _check_quantizer(model, by_name(quantizer), plan, tokens, mask)
+    if len(plan.kept) < len(plan.layers):
+        model, inplace = remove_blocks(model, plan, inplace), True
+        plan = Plan(plan.kept, plan.width, plan.head)
+    if plan.slices and calibration == "sequential":
+        model, inplace = slicing.slice_model(model, plan, tokens, mask, batch, inplace), True
+    elif plan.slices:
+        model, inplace = slicing.truncate(calibration, plan), True
     return quantize(model, tokens, inplace) if quantize else model
 
 
-def _slice(model, plan, tokens, calibration, mask, batch, inplace):
+def _check_slicing(model, plan, tokens, calibration, mask, inplace) -> None:
+    """Raise ValueError, before any work is done, for a calibration that doesn't fit what else is given."""
     if not isinstance(calibration, slicing.Bases):
+        if calibration != "sequential":
+            raise ValueError(f"calibration must be 'sequential' or what lw.calibrate gives, not {calibration!r}")
         if tokens is None:
             raise ValueError("sequential calibration needs tokens: give tokens=lw.tokens(...), or calibration=bases")
-        return slicing.slice_model(model, plan, tokens, mask, batch, inplace)
+        return
     if calibration.source() is not model:
         raise ValueError("the bases were taken from another model than the one to compress: calibrate this one")
+    if len(plan.kept) < len(plan.layers):
+        raise ValueError(
+            "the bases are those of the model with all its blocks: first remove blocks, by a plan that only drops, and "
+            "calibrate what is left; or calibrate sequentially"
+        )
     if mask is not None or inplace or (tokens is not None and not any(layer.bits for layer in plan.kept)):
         raise ValueError("with bases, tokens, mask and inplace have no effect: the bases hold all that is needed")
-    return slicing.truncate(calibration, plan)
 
 
-def _check_quantizer(model, quantizer, bits, outliers, tokens, mask) -> Callable | None:
+def _check_quantizer(model, quantizer, plan, tokens, mask) -> Callable | None:
     """What quantizes a model by the plan, or None if it sets no bits. Raises ValueError before any work is done."""
     name = getattr(quantizer, "name", getattr(quantizer, "__name__", "the quantizer"))
+    bits, outliers = ([getattr(layer, name) for layer in plan.kept] for name in ("bits", "outliers"))
     more = {}
     if any(share is not None for share in outliers):
         if "outliers" not in inspect.signature(quantizer).parameters:
@@ -85,7 +100,7 @@ def _check_quantizer(model, quantizer, bits, outliers, tokens, mask) -> Callable
     if packed(model) or compressed(model).bytes:
         raise ValueError("the model's weights have few bits already: compress the dense model, by a plan that says all")
     if hasattr(quantizer, "widths"):
-        check(quantizer, model, bits)
+        check(quantizer, model, [layer.bits if layer.keep else None for layer in plan.layers])
     if mask is not None and getattr(quantizer, "needs_tokens", False):
         raise ValueError(f"{name} can't leave padding out: give it windows without padding, and no mask")
     if getattr(quantizer, "needs_tokens", False) and tokens is None:
@@ -114,7 +129,5 @@ def _check_plan(model, plan: Plan) -> None:
             f"the plan is for {len(plan.layers)} layers of width {plan.width}, the model has {count} of width {width}: "
             "make the plan from lw.shape(model)"
         )
-    if len(plan.kept) < count:
-        raise ValueError("the plan sets keep=False: what can be done to a model so far is slicing and quantization")
-    if not plan.slices and all(layer.bits is None and layer.outliers is None for layer in plan.layers):
+    if plan.head is None and all(layer == Layer() for layer in plan.layers):
         raise ValueError("the plan sets nothing: make one with lw.plans.bits(lw.shape(model), scores, low_layers=3)")

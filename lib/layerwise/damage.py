@@ -41,12 +41,7 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
 
     Raises ValueError for a sliced model, tokens that it can't read, and an unknown kind.
     """
-    if architectures.is_sliced(model):
-        raise ValueError(
-            "in a sliced model a block can't hand on what it gets, which is in another basis than the next one reads: "
-            "measure the damage to the dense model"
-        )
-    evaluation.check(model, tokens)
+    _check(model, tokens)
     makers = {_label(kind): _maker(kind) for kind in kinds}
     if len(makers) < len(kinds):
         raise ValueError(f"two kinds of damage share a name: {', '.join(map(_label, kinds))}; name the functions apart")
@@ -72,6 +67,39 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
     return rows.sort_values(["kind", "block", "window"], ignore_index=True)
 
 
+def removal_order(model: nn.Module, tokens: Tensor, batch: int = 8) -> np.ndarray:
+    """In which order blocks are missed least, by removing one at a time: float64 `[L]`, higher = removed later.
+
+    Each time that one goes without which the loss on `tokens` `[n, length]` is least, measured anew among those that
+    are left, as in SLEB (arXiv 2402.09025); the later one if two are equal. It is an importance, so that
+    `lw.plans.drop(shape, lw.damage.removal_order(model, tokens), k)` removes the first `k`. It takes L^2 / 2 passes
+    over the tokens, each from the removed block on; the memory is that of `by_window`.
+
+    Raises ValueError as `by_window` does, and where the loss is not finite.
+    """
+    _check(model, tokens)
+    every = list(architectures.blocks(model))
+    standing, left = list(every), list(range(len(every)))
+    order = np.full(len(every), len(every) - 1.0)
+    total = (len(every) * (len(every) + 1) // 2 - 1) * len(tokens.split(batch))
+    with torch.inference_mode(), tqdm(total=total, desc="removal", leave=False, disable=None) as bar:
+        for step in range(len(every) - 1):
+            lost = dict.fromkeys(left, 0.0)
+            for part in tokens.split(batch):
+                passes = Passes(model, part)
+                passes.run(0, standing)
+                for i in left:
+                    logits = passes.run(i, [_Removed(), *standing[i + 1 :]], keep=False)
+                    lost[i] += evaluation.losses(logits, part).sum().item()
+                    bar.update()
+            if not np.isfinite(list(lost.values())).all():
+                raise ValueError("without one of its blocks the model's loss is not finite: its weights are damaged")
+            gone = min(left, key=lambda i: (lost[i], -i))
+            standing[gone], order[gone] = _Removed(), step
+            left.remove(gone)
+    return order
+
+
 def summary(windows: pd.DataFrame) -> pd.DataFrame:
     """Rows of `by_window` -> one row per (kind, block): kl, kl_low, kl_high, loss, loss_low, loss_high."""
     rows = []
@@ -87,6 +115,15 @@ def matrix(windows: pd.DataFrame, kind: str, measure: str = "kl") -> np.ndarray:
     if chosen.empty:
         raise ValueError(f"no damage of the kind {kind!r} was measured; there is {', '.join(windows['kind'].unique())}")
     return chosen.pivot(index="block", columns="window", values=measure).to_numpy()
+
+
+def _check(model, tokens):
+    if architectures.is_sliced(model):
+        raise ValueError(
+            "in a sliced model a block can't hand on what it gets, which is in another basis than the next one reads: "
+            "measure the damage to the dense model"
+        )
+    evaluation.check(model, tokens)
 
 
 class _Removed(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise import stats
+from layerwise import passes, stats
 from layerwise.architectures import blocks, is_sliced, linears, written
 from layerwise.corpora import check_mask, check_tokens
 
@@ -105,6 +105,34 @@ def lim(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> np
     return statistics(model, tokens, mask, batch).lim.value
 
 
+def angular_distances(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> np.ndarray:
+    """How far the residual stream turns across runs of blocks: mean over tokens of the angle, float64 `[L + 1, L + 1]`.
+
+    Entry `[i, j]` is arccos(cos(a, b)) / pi, in [0, 1], between what enters block `i` and what enters block `j`; `L` is
+    what leaves the last block. The distance is that of arXiv 2403.17887, which looks at the last token of each window
+    only. `lw.plans.drop_run` removes the run across which it is least. Memory: the hidden states of one batch at every
+    block. Arguments and errors as for `statistics`.
+    """
+    keep = _check(model, tokens, mask)
+    states: list[Tensor] = []
+
+    def hook(x, y):
+        states.extend([y] if states else [x, y])
+
+    total = torch.zeros(len(blocks(model)) + 1, len(blocks(model)) + 1, dtype=torch.float64)
+    with torch.inference_mode(), _watch(model, hook):
+        for rows in _batches(model, tokens, mask, batch):
+            for window, kept in enumerate(keep[rows]):
+                # One window at a time, [tokens, L + 1, D], so that float32 copies stay small.
+                each = torch.stack([state[window].cpu()[kept] for state in states], dim=1).float()
+                if not each.isfinite().all():
+                    raise ValueError(f"a block puts out NaN or infinity (window {rows.start + window})")
+                each = torch.nn.functional.normalize(each, dim=-1)
+                total += (each @ each.mT).double().clamp(-1, 1).arccos().sum(0)
+            states.clear()
+    return (total / keep.sum() / torch.pi).fill_diagonal_(0).numpy()
+
+
 def zd(model, tokens: Tensor | None = None, mask: Tensor | None = None) -> np.ndarray:
     """Z-score distribution: minus the share of a block's weights with z > 1, float64 `[L]`, higher = more important.
 
@@ -154,6 +182,19 @@ def statistics(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8
     Raises ValueError for a sliced model, tokens outside the vocabulary, a mask of another shape or without any token,
     and for NaN or infinite hidden states, naming the first block that has them.
     """
+    keep = _check(model, tokens, mask)
+    found: list[Tensor] = []
+    products = _Products()
+    with torch.inference_mode(), _watch(model, products.add):
+        for rows in _batches(model, tokens, mask, batch):
+            found.append(_window_means(products.taken(), keep[rows], rows.start))
+    means = torch.cat(found, dim=2).numpy()  # [4, L, n]
+    means[1:] /= model.config.hidden_size
+    return Statistics(keep.sum(1).numpy(), *means)
+
+
+def _check(model, tokens, mask) -> Tensor:
+    """Which tokens are no padding, bool `[n, length]`; raises ValueError for what can't be scored."""
     if is_sliced(model):
         raise ValueError(
             "a block of a sliced model reads and writes the stream in two bases, so that no cosine compares the two: "
@@ -161,48 +202,55 @@ def statistics(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8
         )
     check_tokens(tokens, model.config.vocab_size)
     check_mask(mask, tokens)
-    keep = torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
+    return torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
+
+
+def _batches(model, tokens, mask, batch) -> Iterator[slice]:
+    """Run the model, without its head, on `batch` windows at a time; yields which, after each."""
     device = next(model.parameters()).device
-    starts = range(0, len(tokens), batch)
-    found = []
-    with torch.inference_mode(), _watch(model) as products:
-        for start in tqdm(starts, desc="scoring", unit="batch", leave=False, delay=5):
-            rows = slice(start, start + batch)
-            attention = None if mask is None else mask[rows].to(device, torch.long)
-            model.base_model(input_ids=tokens[rows].to(device), attention_mask=attention, use_cache=False)
-            found.append(_window_means(products, keep[rows], start))
-            products.clear()
-    means = torch.cat(found, dim=2).numpy()  # [4, L, n]
-    means[1:] /= model.config.hidden_size
-    return Statistics(keep.sum(1).numpy(), *means)
+    for start in tqdm(range(0, len(tokens), batch), desc="scoring", unit="batch", leave=False, delay=5):
+        rows = slice(start, start + batch)
+        passes.run(model, tokens[rows].to(device), None if mask is None else mask[rows].to(device))
+        yield rows
 
 
 @contextmanager
-def _watch(model) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
-    """Fill a list with (x.y, |x|^2, |y|^2) of each block, float32 `[batch, length]` each, in the order of the blocks.
+def _watch(model, hook: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+    """Call `hook(x, y)` after each block, in their order; the hooks are removed however the context is left."""
 
-    The hooks are removed however the block is left. Products are taken in float32: a dot of D terms that are summed
-    pairwise is right to about 1e-7 of |x||y|, far below the spread between tokens, while float64 copies of the hidden
-    states would cost more than the rest of the scoring. Everything that is summed over tokens is float64.
-    """
-    products: list[tuple[Tensor, Tensor, Tensor]] = []
-    last: list = [None, None]  # y of the block before and its squares: as a rule the very tensor that comes in next
-
-    def hook(block, args, kwargs, output):
-        x = args[0] if args else kwargs["hidden_states"]
-        y = written(output)
-        xs = last[1] if x is last[0] else _dot(x, x)
-        ys = _dot(y, y)
-        products.append((_dot(x, y), xs, ys))
-        last[:] = y, ys
+    def call(block, args, kwargs, output):
+        hook(args[0] if args else kwargs["hidden_states"], written(output))
 
     handles = []
     try:
-        handles += [block.register_forward_hook(hook, with_kwargs=True) for block in blocks(model)]
-        yield products
+        handles += [block.register_forward_hook(call, with_kwargs=True) for block in blocks(model)]
+        yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Products:
+    """(x.y, |x|^2, |y|^2) of each block of one batch, float32 `[batch, length]` each, in the order of the blocks.
+
+    Products are taken in float32: a dot of D terms that are summed pairwise is right to about 1e-7 of |x||y|, far below
+    the spread between tokens, while float64 copies of the hidden states would cost more than the rest of the scoring.
+    Everything that is summed over tokens is float64.
+    """
+
+    def __init__(self):
+        self.products: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.last: tuple = (None, None)  # y of the block before and its squares: as a rule the very x that comes next
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        xs = self.last[1] if x is self.last[0] else _dot(x, x)
+        ys = _dot(y, y)
+        self.products.append((_dot(x, y), xs, ys))
+        self.last = y, ys
+
+    def taken(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        found, self.products = self.products, []
+        return found
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

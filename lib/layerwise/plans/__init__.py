@@ -1,8 +1,20 @@
 """What is to be done to each layer, and the rules that decide it from scores and a budget; knows no model."""
 
+from layerwise.plans.drops import drop, drop_run
 from layerwise.plans.groups import bits, outliers
 from layerwise.plans.plan import FIELDS, Layer, Plan
 from layerwise.plans.slices import constant_slices, dynamic_slices
 from layerwise.plans.storage import Grouped
 
-__all__ = ["FIELDS", "Grouped", "Layer", "Plan", "bits", "constant_slices", "dynamic_slices", "outliers"]
+__all__ = [
+    "FIELDS",
+    "Grouped",
+    "Layer",
+    "Plan",
+    "bits",
+    "constant_slices",
+    "drop",
+    "drop_run",
+    "dynamic_slices",
+    "outliers",
+]
