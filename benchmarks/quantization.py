@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 from layerwise import evaluation, results
+from layerwise.assembly import share_run
 from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).parent.parent
@@ -117,7 +118,7 @@ def compared(name: str, model, tokens, rounds: int, some: int) -> list[dict]:
                     labels = {"model": name, "quantizer": quantizer, "round": number, "way": way, "plans": len(many)}
                     rows.append(labels | {"seconds": seconds * share, "processor_seconds": used * share})
                     print(rows[-1], flush=True)
-        rows[-1]["share_run"] = lw.Assembly(model, (HIGH, LOW)).share_run(many)
+        rows[-1]["share_run"] = share_run(many)
     return rows
 
 

@@ -2,6 +2,7 @@ import copy
 import json
 import math
 
+import layerwise as lw
 import pytest
 import torch
 from layerwise import evaluation, stats
@@ -109,6 +110,15 @@ def test_size_is_that_of_the_checkpoint_whatever_it_is_computed_in():
     model = tiny()
     model.stored_dtype = torch.bfloat16
     assert evaluation.size(model).bytes == 2 * model.num_parameters()
+
+
+def test_size_counts_scales_as_they_are_whatever_the_checkpoint_was_in():
+    plan = lw.plans.bits(lw.shape(tiny()), [0, 1, 2], low_layers=3)
+    small = lw.compress(tiny().half(), plan)
+    as_it_is = evaluation.size(small).bytes
+    outside = sum(p.numel() for p in small.parameters())
+    small.stored_dtype = torch.float32
+    assert evaluation.size(small).bytes - as_it_is == 2 * outside
 
 
 def test_size_needs_no_weights():

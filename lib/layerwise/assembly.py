@@ -78,15 +78,6 @@ class Assembly:
         with architectures.forwards(self.blocks[None], forwards):
             yield self.model
 
-    def share_run(self, plans: Sequence[Plan]) -> float:
-        """Of the blocks that these plans have together, the share that `compare` runs, the dense pass left out."""
-        count, before, run = len(self.blocks[None]), (None,) * len(self.blocks[None]), 0
-        for choice in _neighbours(self._choice(plan) for plan in plans):
-            start = _first_difference(before, choice)
-            run += 0 if start is None else count - start
-            before = choice
-        return run / (count * len(plans))
-
     def _choice(self, plan: Plan) -> tuple[int | None, ...]:
         count, width = len(self.blocks[None]), self.model.config.hidden_size
         if (len(plan.layers), plan.width) != (count, width):
@@ -104,6 +95,17 @@ class Assembly:
 
     def _modules(self, choice: Sequence[int | None]) -> list[nn.Module]:
         return [self.blocks[bits][i] for i, bits in enumerate(choice)]
+
+
+def share_run(plans: Sequence[Plan]) -> float:
+    """Of the blocks that plans of bits have together, the share that `compare` runs, the dense pass left out."""
+    count = len(plans[0].layers)
+    before, run = (None,) * count, 0
+    for choice in _neighbours(tuple(layer.bits for layer in plan.layers) for plan in plans):
+        start = _first_difference(before, choice)
+        run += 0 if start is None else count - start
+        before = choice
+    return run / (count * len(plans))
 
 
 def _by_block(given: str | Callable) -> Callable:

@@ -172,7 +172,9 @@ def size(model: nn.Module) -> Size:
 def _stored_bytes(tensor, model):
     # A checkpoint in bfloat16 that `load` computes in float32 has not grown; `load` notes what it was stored in.
     noted = getattr(model, "stored_dtype", None)
-    return noted.itemsize if noted and tensor.dtype == model.dtype else tensor.element_size()
+    # Scales, which are buffers, are in their own dtype whatever the model computes in.
+    computed = isinstance(tensor, nn.Parameter) and tensor.dtype == model.dtype
+    return noted.itemsize if noted and computed else tensor.element_size()
 
 
 # The parts of the above that `damage` shares.
