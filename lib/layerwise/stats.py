@@ -50,6 +50,14 @@ def mean(values, confidence: float = 0.95) -> Estimate:
     return Estimate(value, value - reach, value + reach)
 
 
+def p_value(values) -> float:
+    """Two-sided p-value of the mean of independent values `[n]` being 0, by Student's t; NaN for a single value."""
+    value, error = np.mean(values), float(standard_error(values))
+    if not error > 0:
+        return float("nan") if np.isnan(error) else float(value == 0)
+    return float(2 * distributions.t.sf(abs(value) / error, len(values) - 1))
+
+
 def crossed_mean(values, confidence: float = 0.95) -> Estimate:
     """Mean of `values` `[draws, windows]`, each draw measured on the same windows; the interval covers both.
 

@@ -5,15 +5,19 @@ that decide stand in `verdict`, before any row is seen.
 """
 
 from layerwise.claims.dynamic import q2
+from layerwise.claims.pruning import at_equal_bytes, crossing, q3
 from layerwise.claims.quantization import gains, q1, q5, q6, share_within, shares
 from layerwise.claims.slicing import s1, s1_tasks, s2, settings
 from layerwise.claims.verdict import Verdict, table
 
 __all__ = [
     "Verdict",
+    "at_equal_bytes",
+    "crossing",
     "gains",
     "q1",
     "q2",
+    "q3",
     "q5",
     "q6",
     "s1",

@@ -1,0 +1,164 @@
+"""Q3: fewer bits against pruning at the same bytes (arXiv 2406.17415), and where the two cross."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+
+from layerwise import stats
+from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, RISK, Verdict, counted, in_words
+from layerwise.stats import Estimate
+
+TIMES = 2000  # resamples of a bootstrap
+EXTREME = 2  # bits: "unless at extreme quantization", as the abstract has it
+
+
+def q3(rows: pd.DataFrame, bits: str = "uniform bits", least: float = EXTREME + 1) -> Verdict:
+    """Q3: quantizing to lower bits beats pruning, unless at extreme (2-bit) quantization.
+
+    Rows as for `crossing`. Every plan of the family `bits` with `least` to 8 average bits is set against each kind of
+    pruning at the same bytes: against the two plans of that kind that are next in size, interpolated linearly in bytes.
+    The rival is the kind that does best there; to choose it on the rows that it is measured on favours pruning. The
+    effect is the loss of pruning minus that of the bits in nats per token, positive = bits are better, where it is
+    least; the interval is over test windows, and over the calibration draws where there are several.
+
+    - holds: at each of these sizes bits are better, after Holm's correction for their number;
+    - doesn't hold: at one of them bits are worse, after the correction;
+    - can't tell: else, or the data give no interval.
+
+    At fewer bits the claim says nothing; `at_equal_bytes` has them too. Raises ValueError as `at_equal_bytes` does, and
+    if no plan has that many bits.
+    """
+    found = at_equal_bytes(rows, bits)
+    found = found[found["average_bits"].between(least, 8)]
+    if found.empty:
+        raise ValueError(f"no plan of {bits} has {least:g} to 8 average bits")
+    worst = found.loc[found["value"].idxmin()]
+    effect = Estimate(worst["value"], worst["low"], worst["high"])
+    significant = found["p"] <= RISK
+    better, worse = (int((significant & (sign * found["value"] > 0)).sum()) for sign in (1, -1))
+    verdict = DOES_NOT if worse else HOLDS if better == len(found) else CANNOT_TELL
+    reason = (
+        f"Of {counted(len(found), 'size')} from {found['average_bits'].min():g} to {found['average_bits'].max():g} "
+        f"average bits, {bits} are better than the best pruning of the same bytes at {better} and worse at {worse}, "
+        f"after Holm's correction; least at {worst['average_bits']:g} bits, by {in_words(effect, 'nats')} against "
+        f"{worst['rival']}."
+    )
+    statement = f"At {least:g} bits and more, quantizing beats pruning at equal bytes."
+    return Verdict("Q3", statement, verdict, *effect, "nats", reason, rows)
+
+
+def at_equal_bytes(rows: pd.DataFrame, bits: str = "uniform bits") -> pd.DataFrame:
+    """Each plan of the family `bits` against the best kind of pruning at its bytes, the smallest first.
+
+    Columns: model, average_bits, bytes, rival, value, low, high, p. The value is the loss of the rival minus that of
+    the bits, positive = bits are better; `p` is corrected by Holm's method for the number of plans. Plans smaller than
+    all of a kind's, or larger, are not compared with that kind.
+
+    Raises ValueError for rows that lack a column, a value, the family `bits` or all pruning, for rows of several
+    models, and where no plan of bits has a size that pruning reaches.
+    """
+    windows, rows = _read(rows)
+    if bits not in set(rows["family"]):
+        raise ValueError(f"no row is of the family {bits!r}; there is {', '.join(rows['family'].unique())}")
+    if not rows["pruning"].any():
+        raise ValueError("no row is pruning: there is nothing to set bits against")
+    kinds = dict(list(rows[rows["pruning"]].groupby("family", sort=False)))
+    found = []
+    for (size, width), own in rows[rows["family"] == bits].groupby(["bytes", "average_bits"]):
+        rivals = {}
+        for name, part in kinds.items():
+            if part["bytes"].min() <= size <= part["bytes"].max():
+                rivals[name] = _between(part, size, windows)
+        if rivals:
+            name = min(rivals, key=lambda each: rivals[each].mean())
+            gain = rivals[name] - own[windows].to_numpy(float).mean(axis=0)
+            found.append({"average_bits": width, "bytes": size, "rival": name, "gain": gain})
+    if not found:
+        raise ValueError(f"no plan of {bits} has as many bytes as any plan of pruning: prune more, or less")
+    estimates = [_estimate(each.pop("gain")) for each in found]
+    table = pd.DataFrame(found).assign(**pd.DataFrame([e for e, _ in estimates]).to_dict("list"))
+    alone = np.array([p for _, p in estimates])
+    table["p"] = stats.holm(alone) if np.isfinite(alone).all() else np.nan
+    table.insert(0, "model", rows["model"].iloc[0])
+    return table
+
+
+def _between(part: pd.DataFrame, size: float, windows: list[str]) -> np.ndarray:
+    """Losses of a kind of pruning at a size, linear in bytes between its plans: `[draws, windows]`."""
+    curves = []
+    for _, draw in part.groupby("draw"):
+        draw = draw.sort_values("bytes")
+        values = draw[windows].to_numpy(float)
+        curves.append([np.interp(size, draw["bytes"], column) for column in values.T])
+    return np.array(curves)
+
+
+def _estimate(gain: np.ndarray) -> tuple[Estimate, float]:
+    if len(gain) > 1:
+        return stats.crossed_mean(gain), stats.crossed_p_value(gain)
+    return stats.mean(gain[0]), stats.p_value(gain[0])
+
+
+def crossing(rows: pd.DataFrame, a: str, b: str) -> Estimate:
+    """The size in bytes above which family `a` has a lower loss than family `b`, with a 95 % interval over windows.
+
+    Both are interpolated linearly in bytes between their plans, over the sizes that both have; draws are averaged. From
+    the largest size downwards, it is the first at which `b` becomes as good. 0 says that `a` is better at every size
+    that both have, infinity that it isn't even at the largest.
+
+    Rows: of one model, one per plan and draw: model, family, pruning (whether it is), draw, bytes, average_bits
+    (missing where there are none), and w0, w1, …: the plan's loss minus the dense model's in nats per token, in each
+    test window. Further columns are not read.
+
+    Raises ValueError for rows that lack a column or a finite loss, repeat a plan, or are of several models, and for
+    families that are not there or have no sizes in common.
+    """
+    windows, rows = _read(rows)
+    parts = [rows[rows["family"] == name] for name in (a, b)]
+    for name, part in zip((a, b), parts, strict=True):
+        if part.empty:
+            raise ValueError(f"no row is of the family {name!r}; there is {', '.join(rows['family'].unique())}")
+    low, high = max(part["bytes"].min() for part in parts), min(part["bytes"].max() for part in parts)
+    if low >= high:
+        raise ValueError(f"{a} and {b} have no sizes in common")
+    sizes = np.unique(np.append(pd.concat(parts)["bytes"], (low, high)))
+    sizes = sizes[(low <= sizes) & (sizes <= high)]
+    of_a, of_b = (np.array([_between(part, size, windows).mean(axis=0) for size in sizes]) for part in parts)
+    gain = of_b - of_a  # [sizes, windows]
+    n = gain.shape[1]
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=TIMES)
+    resampled = [_stops(sizes, each) for each in (counts / n) @ gain.T]
+    interval = np.quantile(resampled, (0.025, 0.975), method="inverted_cdf") if n > 1 else (np.nan, np.nan)
+    return Estimate(_stops(sizes, gain.mean(axis=1)), *map(float, interval))
+
+
+def _stops(sizes: np.ndarray, gain: np.ndarray) -> float:
+    """Where a gain `[sizes]` first stops being positive, from the largest size downwards."""
+    worse = np.flatnonzero(gain <= 0)
+    if not len(worse):
+        return 0.0
+    i = worse[-1]
+    if i == len(sizes) - 1:
+        return float("inf")
+    return float(np.interp(0, gain[i : i + 2], sizes[i : i + 2]))
+
+
+def _read(rows: pd.DataFrame) -> tuple[list[str], pd.DataFrame]:
+    """Names of the windows, and the rows once they are known to be of one model and complete."""
+    windows = [name for name in rows if re.fullmatch(r"w\d+", str(name))]
+    needed = ["model", "family", "pruning", "draw", "bytes", "average_bits"]
+    if missing := [name for name in needed if name not in rows] + ["w0"] * (not windows):
+        raise ValueError(f"the rows lack {', '.join(missing)}; needed are {', '.join(needed)} and w0, w1, …")
+    if len(models := rows["model"].unique()) != 1:
+        raise ValueError(f"Q3 is on one model, but the rows are of {', '.join(map(str, models)) or 'none'}")
+    keys = ["family", "draw", "bytes"]
+    for bad, what in (
+        (rows.duplicated(keys), "is there more than once"),
+        (~np.isfinite(rows[windows]).all(axis=1), "lacks a finite loss in some window"),
+    ):
+        if bad.any():
+            raise ValueError(f"{', '.join(f'{name} {rows.loc[bad, name].iloc[0]}' for name in keys)} {what}")
+    return windows, rows.assign(pruning=rows["pruning"].astype(bool))

@@ -1,0 +1,138 @@
+"""Q3 on made-up rows whose answer is known."""
+
+import layerwise as lw
+import numpy as np
+import pandas as pd
+import pytest
+from layerwise import claims, stats
+from scipy import stats as reference
+
+WINDOWS = 8
+
+
+def family(name, losses, sizes, pruning, bits=None, draws=1, noise=0.01, seed=0):
+    """Plans of one family at sizes; each window has the loss, and noise that all plans share but for a tenth of it."""
+    rng = np.random.default_rng(seed)
+    shared = np.random.default_rng(99).normal(0, noise, WINDOWS)
+    rows = []
+    for draw in range(draws):
+        for i, (loss, size) in enumerate(zip(losses, sizes, strict=True)):
+            row = {"model": "12L", "family": name, "pruning": pruning, "draw": draw, "bytes": size}
+            row["average_bits"] = bits[i] if bits else np.nan
+            values = loss + shared + rng.normal(0, noise / 10, WINDOWS)
+            rows.append(row | {f"w{j}": value for j, value in enumerate(values)})
+    return rows
+
+
+def rows(bits_losses=(0.001, 0.01, 0.1, 1.0), **more):
+    """Bits at sizes 4, 3, 2, 1, of 8, 4, 3, 2 bits; two kinds of pruning at sizes 5 to 0.5."""
+    return pd.DataFrame(
+        family("uniform bits", bits_losses, [4, 3, 2, 1], False, [8, 4, 3, 2], seed=1, **more)
+        + family("slicing", [0.0, 0.4, 0.8, 1.2, 1.6, 1.8], [5, 4, 3, 2, 1, 0.5], True, seed=2, **more)
+        + family("removal", [0.0, 0.2, 0.5, 0.9, 1.9, 2.5], [5, 4, 3, 2, 1, 0.5], True, seed=3, **more)
+    )
+
+
+def test_bits_that_beat_all_pruning_are_found():
+    verdict = claims.q3(rows())
+    assert verdict.verdict == "holds" and verdict.low > 0
+    assert verdict.effect == pytest.approx(0.2 - 0.001, abs=0.02) and "removal" in verdict.reason
+    assert "better than the best pruning of the same bytes at 3 and worse at 0" in verdict.reason
+
+
+def test_at_two_bits_the_claim_says_nothing():
+    assert claims.q3(rows((0.001, 0.01, 0.1, 5.0))).verdict == "holds"
+    found = claims.at_equal_bytes(rows((0.001, 0.01, 0.1, 5.0)))
+    assert found["average_bits"].tolist() == [2, 3, 4, 8]
+    assert found["value"].iloc[0] == pytest.approx(1.6 - 5, abs=0.02) and found["rival"].iloc[0] == "slicing"
+
+
+def test_bits_that_lose_at_one_size_are_found():
+    verdict = claims.q3(rows((0.001, 0.01, 1.0, 2.0)))
+    assert verdict.verdict == "doesn't hold" and verdict.high < 0 and "least at 3 bits" in verdict.reason
+
+
+def test_no_difference_cannot_be_told():
+    verdict = claims.q3(rows((0.2, 0.5, 0.9, 1.6)))
+    assert verdict.verdict == "can't tell"
+
+
+def test_one_window_cannot_be_told():
+    one = rows()[["model", "family", "pruning", "draw", "bytes", "average_bits", "w0"]]
+    verdict = claims.q3(one)
+    assert verdict.verdict == "can't tell" and np.isnan(verdict.low) and "nan" not in str(verdict)
+
+
+def test_nothing_is_found_in_noise_more_often_than_its_risk():
+    found = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        null = rows((0.2, 0.5, 0.9, 1.6))
+        null = null[null["family"] != "slicing"]
+        windows = [name for name in null if name.startswith("w")]
+        null[windows] += rng.normal(0, 0.1, (len(null), len(windows)))
+        found += claims.q3(null).verdict != "can't tell"
+    assert found <= 0.08 * 200
+
+
+def test_between_two_plans_pruning_is_interpolated():
+    part = pd.DataFrame(
+        family("uniform bits", [0.0], [2.5], False, [4], noise=0)
+        + family("removal", [1.0, 2.0], [3, 2], True, draws=3, noise=0)
+    )
+    assert claims.at_equal_bytes(part)["value"].item() == pytest.approx(1.5)
+
+
+def test_where_curves_cross():
+    part = pd.DataFrame(
+        family("bits", [0.0, 1.0, 4.0], [3, 2, 1], False, noise=0)
+        + family("removal", [1.0, 2.0, 3.0], [3, 2, 1], True, noise=0)
+    )
+    assert claims.crossing(part, "bits", "removal") == pytest.approx((1.5, 1.5, 1.5))
+    assert claims.crossing(part, "removal", "bits").value == np.inf
+    better = part[part["bytes"] > 1]
+    assert claims.crossing(better, "bits", "removal").value == 0
+
+
+def test_a_crossing_has_an_interval_that_covers_it():
+    covered = 0
+    for seed in range(100):
+        part = pd.DataFrame(
+            family("bits", [0.0, 1.0, 4.0], [3, 2, 1], False, noise=2.0, seed=seed)
+            + family("removal", [1.0, 2.0, 3.0], [3, 2, 1], True, noise=2.0, seed=1000 + seed)
+        )
+        found = claims.crossing(part, "bits", "removal")
+        covered += found.low <= 1.5 <= found.high
+    assert covered >= 82  # percentiles of 8 windows
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="bytes"), "the rows lack bytes; needed are model, family"),
+        (lambda t: t[["model", "family", "pruning", "draw", "bytes", "average_bits"]], "the rows lack w0"),
+        (lambda t: pd.concat([t, t]), "family uniform bits, draw 0, bytes 4.0 is there more than once"),
+        (lambda t: t.assign(w3=np.inf), "family uniform bits, draw 0, bytes 4.0 lacks a finite loss"),
+        (lambda t: pd.concat([t, t.assign(model="6L")]), "Q3 is on one model, but the rows are of 12L, 6L"),
+        (lambda t: t.assign(pruning=False), "no row is pruning"),
+        (lambda t: t[t["family"] != "uniform bits"], "no row is of the family 'uniform bits'; there is slicing"),
+        (lambda t: t.assign(average_bits=2.0, bytes=t["bytes"]), "no plan of uniform bits has 3 to 8 average bits"),
+        (lambda t: t.assign(bytes=t["bytes"] + 50 * t["pruning"]), "has as many bytes as any plan of pruning"),
+    ],
+)
+def test_rows_that_cannot_be_judged_say_why(change, message):
+    with pytest.raises(ValueError, match=message):
+        claims.q3(change(rows()))
+
+
+def test_families_without_common_sizes_have_no_crossing():
+    with pytest.raises(ValueError, match="have no sizes in common"):
+        claims.crossing(rows().assign(bytes=lambda t: t["bytes"] + 50 * t["pruning"]), "uniform bits", "removal")
+    with pytest.raises(ValueError, match="no row is of the family 'bits'"):
+        claims.crossing(rows(), "bits", "removal")
+
+
+def test_the_p_value_of_a_mean_is_students():
+    values = np.random.default_rng(0).normal(0.3, 1, 12)
+    assert stats.p_value(values) == pytest.approx(reference.ttest_1samp(values, 0).pvalue)
+    assert np.isnan(stats.p_value([1.0])) and lw.stats.p_value([0.0, 0.0]) == 1 and stats.p_value([1.0, 1.0]) == 0
