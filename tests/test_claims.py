@@ -7,7 +7,7 @@ import layerwise as lw
 import numpy as np
 import pandas as pd
 import pytest
-from layerwise import stats
+from layerwise import claims, stats
 from layerwise.claims.grid import Grid
 from layerwise.claims.verdict import as_much_as, no_worse
 from layerwise.stats import Estimate
