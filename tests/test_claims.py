@@ -346,3 +346,12 @@ def test_differences_are_from_constant_slices_of_the_same_mean_draw_and_unit():
         claims.against_constant(items, "correct", ("task", "item"))["difference"].tolist()
         == found["difference"].tolist()
     )
+
+
+def test_constant_slicing_must_have_what_others_have():
+    rows = pd.DataFrame({"model": "6L", "plan": ["constant", "LR", "LR"], "mean": 0.3, "draw": 0, "loss": 1.0})
+    rows["window"] = [0, 0, 1]
+    with pytest.raises(ValueError, match="constant slicing needs one row for each model, mean, draw, window"):
+        claims.against_constant(rows)
+    with pytest.raises(ValueError, match="constant slicing needs one row"):
+        claims.against_constant(pd.concat([rows[:1], rows[:2]]))

@@ -20,10 +20,15 @@ def against_constant(rows: pd.DataFrame, value: str = "loss", units: tuple[str, 
 
     Rows: model, plan, mean, draw, the columns `units`, and `value`. What the claims on slicing take: of losses by
     window, or of `correct` answers by task and item.
+
+    Raises ValueError where constant slicing has no row, or several, for what another plan has.
     """
     keys = ["model", "mean", "draw", *units]
     constant = rows.loc[rows["plan"] == "constant", [*keys, value]]
-    both = rows[rows["plan"] != "constant"].merge(constant, on=keys, suffixes=("", "_constant"))
+    others = rows[rows["plan"] != "constant"]
+    both = others.merge(constant, on=keys, suffixes=("", "_constant"))
+    if constant.duplicated(keys).any() or len(both) < len(others):
+        raise ValueError(f"constant slicing needs one row for each {', '.join(keys)} of the other plans")
     return both.assign(difference=both[value] - both[f"{value}_constant"])
 
 
