@@ -113,6 +113,19 @@ def test_a_killed_run_resumes_to_the_same_weights(whole, tmp_path):
     assert [line["loss"] for line in resumed.log] == [line["loss"] for line in whole.log]
 
 
+def test_muon_trains_the_matrices_of_blocks_and_resumes_to_the_same_weights(tmp_path):
+    recipe = replace(TINY, optimizer="muon")
+    whole = tiny(tmp_path / "whole", recipe)
+    assert [len(o.param_groups) for o in whole.optimizers] == [2, 1]
+    trained = whole.optimizers[1].param_groups[0]["params"]
+    assert len(trained) == 2 * 7 and all(weight.ndim == 2 for weight in trained)
+    assert whole.log[-1]["loss"] < whole.log[0]["loss"] - 1
+    tiny(tmp_path / "parts", recipe, steps=17)
+    assert weights(tiny(tmp_path / "parts", recipe)).equal(weights(whole))
+    with pytest.raises(ValueError, match="give another folder by --out"):
+        tiny(tmp_path / "parts")
+
+
 def test_stopping_saves_and_says_where(tmp_path):
     answers = iter([False, False, False, True])
     run = tiny(tmp_path, stop=lambda: next(answers))
@@ -203,7 +216,7 @@ def test_a_shipped_run_can_be_checked(whole, tmp_path):
 
 
 def test_an_unknown_recipe_lists_the_names(capsys):
-    with pytest.raises(ValueError, match="'7L'.*6L, 12L, 24L, 24L-wide"):
+    with pytest.raises(ValueError, match="'7L'.*6L, 12L, 12L-muon, 24L, 24L-wide"):
         recipes.recipe("7L")
     with pytest.raises(SystemExit):
         train.main(["7L"])

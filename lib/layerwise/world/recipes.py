@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
@@ -30,6 +31,7 @@ class Recipe:
     log_every: int = 50  # steps
     test_every: int = 500  # steps
     test_rows: int = 256
+    optimizer: Literal["adamw", "muon"] = "adamw"  # of the matrices of blocks; all else is AdamW's
 
     @property
     def steps(self) -> int:
@@ -46,6 +48,7 @@ RECIPES = {
     for recipe in (
         Recipe("6L", 6),
         Recipe("12L", 12),
+        Recipe("12L-muon", 12, optimizer="muon"),
         Recipe("24L", 24),
         Recipe("24L-wide", 24, width=256, intermediate=768, learning_rate=2e-3),
     )
@@ -57,6 +60,26 @@ def recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"no recipe is named {name!r}: there are {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def optimizers(recipe: Recipe, weights: dict[str, torch.Tensor]) -> list[torch.optim.Optimizer]:
+    """What trains `weights`, by name: AdamW, or for the matrices of blocks Muon (arXiv 2502.16982).
+
+    That scales Muon's updates to the root mean square of AdamW's, so that both take one learning rate and one weight
+    decay. Only matrices decay.
+    """
+    of_blocks = {name: w for name, w in weights.items() if w.ndim == 2 and ".layers." in name}
+    muon = of_blocks if recipe.optimizer == "muon" else {}
+    rest = [w for name, w in weights.items() if name not in muon]
+    groups = [
+        {"params": [w for w in rest if w.ndim == 2], "weight_decay": recipe.weight_decay},
+        {"params": [w for w in rest if w.ndim != 2], "weight_decay": 0.0},
+    ]
+    found = [torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)]
+    if muon:
+        decay = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+        found.append(torch.optim.Muon(muon.values(), **decay, adjust_lr_fn="match_rms_adamw"))
+    return found
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

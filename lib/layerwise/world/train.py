@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from ..results import provenance
 from .checkpoint import load_checkpoint, save_checkpoint, write
 from .data import rows
-from .recipes import RECIPES, Recipe, build, learning_rate, recipe
+from .recipes import RECIPES, Recipe, build, learning_rate, optimizers, recipe
 from .tokens import FOLDER as TOKENIZER
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -51,14 +51,7 @@ class Run:
         self.loss = torch.compile(self._loss) if compiled else self._loss
         # four rows at a time stay in a core's second-level cache; an accelerator wants all of them at once
         self.rows_at_once = 4 if self.device.type == "cpu" else recipe.batch
-        matrices = [w for w in self.masters.values() if w.ndim == 2]
-        others = [w for w in self.masters.values() if w.ndim != 2]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=recipe.learning_rate,
-            betas=recipe.betas,
-            fused=True,
-        )
+        self.optimizers = optimizers(recipe, self.masters)
         tokens, floor = rows("test", recipe.test_rows, recipe.length)
         self.test, self.test_floor = torch.from_numpy(tokens.astype("int64")), floor.mean() / (recipe.length - 1)
         self._resume()
@@ -83,10 +76,11 @@ class Run:
                 f"{recipe.name} diverged at step {self.step} (loss {loss}, gradient norm {norm}); it needs a lower "
                 f"learning rate than {recipe.learning_rate}. The checkpoints before it are kept"
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
         self._round()
         self.step += 1
         self.sums = [a + b for a, b in zip(self.sums, (loss, floor.mean() / (recipe.length - 1), norm), strict=True)]
@@ -102,7 +96,7 @@ class Run:
     def save(self) -> None:
         tensors = {f"weight.{name}": weight.detach() for name, weight in self.masters.items()}
         for name, weight in self.masters.items():
-            for key, value in self.optimizer.state[weight].items():
+            for key, value in self._trained_by(weight).state[weight].items():
                 tensors[f"{key}.{name}"] = value
         state = {name: getattr(self, name) for name in ("step", "seed", "seconds", "sums", "log")}
         state["recipe"] = asdict(self.recipe)
@@ -181,9 +175,14 @@ class Run:
             for name, weight in self.masters.items():
                 weight.copy_(tensors[f"weight.{name}"])
                 # torch's fused AdamW keeps its step count, a scalar, beside the weights
-                self.optimizer.state[weight] = {
-                    key: tensors[f"{key}.{name}"].to(weight.device) for key in ("step", "exp_avg", "exp_avg_sq")
+                found = {
+                    key.removesuffix(f".{name}"): value for key, value in tensors.items() if key.endswith(f".{name}")
                 }
+                del found["weight"]
+                self._trained_by(weight).state[weight] = {k: value.to(weight.device) for k, value in found.items()}
+
+    def _trained_by(self, weight):
+        return next(o for o in self.optimizers if any(weight is w for group in o.param_groups for w in group["params"]))
 
     def _may_change(self, saved, step):
         """The tokens may change while no step taken so far would have had another learning rate."""
@@ -263,7 +262,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1, the fastest for a model)")
     parser.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
     parser.add_argument("--eager", action="store_true", help="without torch.compile: slower, but needs no C++ compiler")
-    parser.add_argument("--install", action="store_true", help="put the model into the package, not into OUT/model")
+    parser.add_argument(
+        "--install",
+        action="store_true",
+        help="put the model into the package, as NAME or NAME-sSEED, not into OUT/model",
+    )
     parser.add_argument("--check", type=int, metavar="STEPS", help="only compare the shipped model's first steps")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
@@ -274,9 +277,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = {"stop": lambda: bool(stopped), "compiled": not args.eager, "device": args.device}
     try:
         chosen = recipe(args.name)
+        shipped = f"{args.name}-s{args.seed}" if args.seed else args.name
         out = args.out or Path("training") / f"{args.name}-s{args.seed}{'-check' if args.check else ''}"
         if args.check:
-            table = check(chosen, WEIGHTS / args.name, out, args.check, **options)
+            table = check(chosen, WEIGHTS / shipped, out, args.check, **options)
             print(table.to_string(index=False))
             return int(table.empty or table["difference"].abs().max() > 0.05)
         if args.tokens:
@@ -290,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
     if run.step < chosen.steps:
         print(f"Stopped and saved at step {run.step} of {chosen.steps}; the same command goes on from there.")
         return 128 + stopped[0]
-    target = WEIGHTS / args.name if args.install else out / "model"
+    target = WEIGHTS / shipped if args.install else out / "model"
     run.export(
         target, command=f"python -m layerwise.world.train {args.name} --tokens {chosen.tokens} --seed {args.seed}"
     )
