@@ -4,6 +4,7 @@ Every claim is a function from the tidy rows of one model to a `Verdict`. It run
 that decide stand in `verdict`, before any row is seen.
 """
 
+from layerwise.claims.depth import q4
 from layerwise.claims.dynamic import q2
 from layerwise.claims.pruning import at_equal_bytes, crossing, q3
 from layerwise.claims.quantization import gains, q1, q5, q6, share_within, shares
@@ -19,6 +20,7 @@ __all__ = [
     "q1",
     "q2",
     "q3",
+    "q4",
     "q5",
     "q6",
     "s1",

@@ -1,0 +1,72 @@
+"""Q4: models of more layers tolerate compression better (arXiv 2406.17415)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from layerwise import stats
+from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, Verdict, counted, in_words
+from layerwise.stats import Estimate
+
+LEAST = 2.0  # points of layers for each doubling of the depth: a gain that counts
+
+
+def q4(rows: pd.DataFrame) -> Verdict:
+    """Q4: larger models with more layers tolerate it better than smaller ones with fewer.
+
+    Rows, one per trained model of one family: model, blocks (its number), seed (of its training), and value, the share
+    of layers in [0, 1] that can be compressed until quality leaves a level, as `share_within` gives it. All are of one
+    compression, order and level.
+
+    The effect is the slope of that share over log2(blocks) by least squares: points of layers for each doubling of the
+    depth, positive = deeper models tolerate more. Its interval, by Student's t over models, covers training seeds, and
+    what the line doesn't fit; the noise of evaluation is in the spread between models.
+
+    - holds: the interval is above 0, and 2 points are inside or below it;
+    - doesn't hold: the whole interval is below 2 points;
+    - can't tell: else, or there are fewer than two depths, or two models of each depth.
+
+    Raises ValueError for rows that lack a column, a value in [0, 1], or have a depth and seed twice.
+    """
+    needed = ["model", "blocks", "seed", "value"]
+    if missing := [name for name in needed if name not in rows]:
+        raise ValueError(f"the rows lack {', '.join(missing)}; needed are {', '.join(needed)}")
+    if rows.duplicated(["blocks", "seed"]).any():
+        raise ValueError("there is a depth and seed more than once: give rows of one compression and order")
+    if not rows["value"].between(0, 1).all():
+        raise ValueError("value must be a share of layers, from 0 to 1")
+    depth, share = np.log2(rows["blocks"].to_numpy(float)), 100 * rows["value"].to_numpy(float)
+    counts = rows.groupby("blocks")["seed"].size()
+    means = 100 * rows.groupby("blocks")["value"].mean()
+    told = ", ".join(f"{mean:.0f} % of {blocks} blocks" for blocks, mean in means.items())
+    statement = "Models with more layers tolerate lower precision in a larger share of them."
+    if len(counts) < 2:
+        return Verdict("Q4", statement, CANNOT_TELL, *[np.nan] * 3, "points", f"There is one depth: {told}.", rows)
+    slope = _slope(depth, share, enough=counts.min() >= 2)
+    if np.isnan(slope.low):
+        verdict, why = CANNOT_TELL, "one model of a depth says nothing of what training again would give"
+    elif slope.high < LEAST:
+        verdict, why = DOES_NOT, f"as much as {LEAST:g} points is ruled out"
+    elif slope.low > 0:
+        verdict, why = HOLDS, "that is above 0"
+    else:
+        verdict, why = CANNOT_TELL, f"neither 0 nor {LEAST:g} points is ruled out"
+    reason = (
+        f"With each doubling of the depth the share that can be lowered changes by {in_words(slope, 'points')} "
+        f"({told}, on average over {counted(len(rows), 'model')}): {why}."
+    )
+    return Verdict("Q4", statement, verdict, *slope, "points", reason, rows)
+
+
+def _slope(x: np.ndarray, y: np.ndarray, enough: bool) -> Estimate:
+    """Slope of y over x by least squares, with Student's t interval if there is `enough` to tell the spread."""
+    centred = x - x.mean()
+    squares = (centred**2).sum()
+    slope = float(centred @ y / squares)
+    if not enough:
+        return Estimate(slope, np.nan, np.nan)
+    degrees = len(x) - 2
+    residuals = y - y.mean() - slope * centred
+    reach = float(stats.half_width(np.sqrt((residuals**2).sum() / degrees / squares), degrees))
+    return Estimate(slope, slope - reach, slope + reach)
