@@ -7,7 +7,7 @@ import layerwise as lw
 import numpy as np
 import pandas as pd
 import pytest
-from layerwise import stats
+from layerwise import claims, stats
 from layerwise.claims.grid import Grid
 from layerwise.claims.verdict import as_much_as, no_worse
 from layerwise.stats import Estimate
@@ -330,3 +330,28 @@ def test_what_the_papers_report_has_a_source_on_each_line(papers):
 def test_claims_ask_for_what_the_papers_report(papers, claim, function):
     (reported,) = (float(line["value"]) for line in papers if line["claim"] == claim)
     assert inspect.signature(getattr(lw.claims, function)).parameters["claimed"].default == reported
+
+
+def test_differences_are_from_constant_slices_of_the_same_mean_draw_and_unit():
+    keys = pd.MultiIndex.from_product(
+        [["constant", "LR"], [0.2, 0.3], [0, 1], range(3)], names=["plan", "mean", "draw", "window"]
+    )
+    rows = keys.to_frame(index=False).assign(model="6L", loss=np.arange(24.0) ** 2)
+    found = claims.against_constant(rows)
+    assert set(found["plan"]) == {"LR"} and len(found) == 12
+    own = found.query("mean == 0.3 and draw == 1 and window == 2")
+    assert own["difference"].item() == 23**2 - 11**2
+    items = rows.rename(columns={"window": "item", "loss": "correct"}).assign(task="sums")
+    assert (
+        claims.against_constant(items, "correct", ("task", "item"))["difference"].tolist()
+        == found["difference"].tolist()
+    )
+
+
+def test_constant_slicing_must_have_what_others_have():
+    rows = pd.DataFrame({"model": "6L", "plan": ["constant", "LR", "LR"], "mean": 0.3, "draw": 0, "loss": 1.0})
+    rows["window"] = [0, 0, 1]
+    with pytest.raises(ValueError, match="constant slicing needs one row for each model, mean, draw, window"):
+        claims.against_constant(rows)
+    with pytest.raises(ValueError, match="constant slicing needs one row"):
+        claims.against_constant(pd.concat([rows[:1], rows[:2]]))

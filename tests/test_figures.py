@@ -321,3 +321,30 @@ def test_shares_are_marks_with_intervals_on_the_zones_of_the_paper():
 def test_shares_of_two_techniques_at_once_are_an_error():
     with pytest.raises(ValueError, match="6L, 8→4, LIM is there more than once"):
         figures.shares(pd.concat([shares_rows(), shares_rows().assign(quantizer="hqq")]))
+
+
+VERDICTS = pd.DataFrame(
+    {
+        "claim": ["S1", "S1", "Q1", "Q1"],
+        "model": ["6L", "12L", "6L", "24L"],
+        "verdict": ["holds", "doesn't hold", "can't tell", "holds"],
+        "effect": [-3.14159, 2.0, np.nan, 28.0],
+        "unit": ["%", "%", "points", "points"],
+    }
+)
+
+
+def test_verdicts_are_cells_with_their_effects():
+    (ax,) = figures.verdicts(VERDICTS)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["6L", "12L", "24L"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["S1", "Q1"]
+    assert sorted(text.get_text() for text in ax.texts) == ["+2 %", "+28 points", "−3.14 %"]
+    colours = {patch.get_xy(): patch.get_facecolor() for patch in ax.patches}
+    assert len(colours) == 4 and colours[0.03, 0.06] == colours[2.03, 1.06] != colours[1.03, 0.06]
+    legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
+    assert legend == ["holds", "doesn't hold", "can't tell"]
+
+
+def test_a_claim_has_one_verdict_on_a_model():
+    with pytest.raises(ValueError, match="S1 has more than one verdict for 6L"):
+        figures.verdicts(pd.concat([VERDICTS, VERDICTS[:1]]))

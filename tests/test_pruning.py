@@ -105,6 +105,8 @@ def test_in_place_the_model_itself_loses_blocks():
     [
         (without(1) | Plan((Layer(bits=16),) * 3, 32), {}, "rtn has no 16 bits"),
         (without(1) | CUT, {"tokens": None}, "sequential calibration needs tokens"),
+        (without(1) | CUT, {"tokens": TOKENS + 96}, "is outside the vocabulary"),
+        (without(1) | CUT, {"mask": torch.ones(8, 11)}, "mask must have the shape"),
         (without(1) | Plan((Layer(bits=4),) * 3, 32), {"tokens": None, "quantizer": "gptq"}, "needs calibration text"),
     ],
 )
@@ -191,6 +193,13 @@ def test_padding_does_not_count_in_angular_distances():
     mask = torch.cat([torch.ones(3, 12), torch.zeros(3, 4)], 1)
     found = lw.scores.angular_distances(model, padded, mask)
     assert found == pytest.approx(lw.scores.angular_distances(model, tokens), abs=1e-6)
+
+
+def test_a_damaged_model_has_no_angular_distances():
+    model = tiny()
+    blocks(model)[1].mlp.down_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="what leaves block 1 holds NaN"):
+        lw.scores.angular_distances(model, TOKENS)
 
 
 def test_removal_goes_by_what_is_missed_least_each_time():

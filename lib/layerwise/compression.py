@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ def compress(
     """
     _check_plan(model, plan)
     if plan.slices:
-        _check_slicing(model, plan, tokens, calibration, mask, inplace)
+        _check_slicing(model, plan, tokens, calibration, mask, batch, inplace)
     quantize = _check_quantizer(model, by_name(quantizer), plan, tokens, mask)
     if len(plan.kept) < len(plan.layers):
         model, inplace = remove_blocks(model, plan, inplace), True
@@ -67,17 +68,21 @@ def compress(
     return quantize(model, tokens, inplace) if quantize else model
 
 
-def _check_slicing(model, plan, tokens, calibration, mask, inplace) -> None:
+def _check_slicing(model, plan, tokens, calibration, mask, batch, inplace) -> None:
     """Raise ValueError, before any work is done, for a calibration that doesn't fit what else is given."""
+    removed = len(plan.kept) < len(plan.layers)
     if not isinstance(calibration, slicing.Bases):
         if calibration != "sequential":
             raise ValueError(f"calibration must be 'sequential' or what lw.calibrate gives, not {calibration!r}")
         if tokens is None:
             raise ValueError("sequential calibration needs tokens: give tokens=lw.tokens(...), or calibration=bases")
+        if removed:  # else it is checked, and warned of, when slicing begins
+            with warnings.catch_warnings(action="ignore"):
+                slicing.check(model, tokens, mask, batch)
         return
     if calibration.source() is not model:
         raise ValueError("the bases were taken from another model than the one to compress: calibrate this one")
-    if len(plan.kept) < len(plan.layers):
+    if removed:
         raise ValueError(
             "the bases are those of the model with all its blocks: first remove blocks, by a plan that only drops, and "
             "calibrate what is left; or calibrate sequentially"

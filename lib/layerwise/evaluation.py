@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -69,19 +70,24 @@ def compare(a: nn.Module, b: nn.Module, tokens: Tensor, batch: int = 8) -> Compa
 
     Pairing matters: windows differ in difficulty far more than two versions of a model do on one window.
     """
+    loss, kl = window_differences(a, b, tokens, batch)
+    return Comparison(*stats.mean(loss), *stats.mean(kl))
+
+
+def window_differences(a: nn.Module, b: nn.Module, tokens: Tensor, batch: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """What `compare` averages, for each window of `tokens` `[n, length]`: (loss, KL), float64 `[n]` each."""
     check(a, tokens)
     check(b, tokens)
     if a.config.vocab_size != b.config.vocab_size:
         sizes = f"{a.config.vocab_size} and {b.config.vocab_size}"
         raise ValueError(f"the models have vocabularies of {sizes} tokens: only models that share one can be compared")
-    losses, divergences = [], []
+    found = []
     with torch.inference_mode():
         for part in batches(tokens, batch, "comparing"):
             reference = logits(b, part)
-            loss, kl = differences(logits(a, part).to(reference.device), reference, part)
-            losses += loss.tolist()
-            divergences += kl.tolist()
-    return Comparison(*stats.mean(losses), *stats.mean(divergences))
+            found.append(torch.stack(differences(logits(a, part).to(reference.device), reference, part)))
+    loss, kl = torch.cat(found, dim=1).numpy()
+    return loss, kl
 
 
 def window_losses(model: nn.Module, tokens: Tensor, batch: int = 8) -> Tensor:

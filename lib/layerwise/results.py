@@ -117,14 +117,16 @@ def known_rows(
 
     `runs` says for each value of the column `model` what its rows depend on, such as the model's `fingerprint`, the
     text, and a `digest` of functions; it is kept beside the rows, and committed rows say so in `attrs["provenance"]`.
-    With `renew`, rows are made in any case and written; those of other models stay.
+    A line says so where they are made. With `renew`, rows are made in any case and written; those of other models stay.
     """
     path = Path(path)
     before = load_rows(path) if path.exists() else pd.DataFrame({"model": []})
     told = before.attrs.get("provenance", {"runs": {}})["runs"]
     if not renew:
-        same = all(run.items() <= told.get(model, {}).items() for model, run in runs.items())
-        return before[before["model"].isin(list(runs))].reset_index(drop=True) if same else make()
+        if all(run.items() <= told.get(model, {}).items() for model, run in runs.items()):
+            return before[before["model"].isin(list(runs))].reset_index(drop=True)
+        print(f"{path.stem}: made now, since no rows of just these models and settings are committed")
+        return make()
     rows, origin = make(), provenance()
     origin = {name: origin[name] for name in ("date", "commit", "dirty", "cpu", "gpu") if name in origin}
     others = before[~before["model"].isin(list(runs))]

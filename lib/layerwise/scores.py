@@ -125,8 +125,10 @@ def angular_distances(model, tokens: Tensor, mask: Tensor | None = None, batch: 
             for window, kept in enumerate(keep[rows]):
                 # One window at a time, [tokens, L + 1, D], so that float32 copies stay small.
                 each = torch.stack([state[window].cpu()[kept] for state in states], dim=1).float()
-                if not each.isfinite().all():
-                    raise ValueError(f"a block puts out NaN or infinity (window {rows.start + window})")
+                if (bad := ~each.isfinite().all(dim=2).all(dim=0)).any():
+                    place = int(bad.nonzero()[0])
+                    where = f"leaves block {place - 1}" if place else "enters block 0"
+                    raise ValueError(f"what {where} holds NaN or infinity: weights up to there are damaged")
                 each = torch.nn.functional.normalize(each, dim=-1)
                 total += (each @ each.mT).double().clamp(-1, 1).arccos().sum(0)
             states.clear()

@@ -124,7 +124,9 @@ def bootstrap_interval(value: float, resampled, units: int, confidence: float = 
     if units < 2:
         return Estimate(float(value), float("nan"), float("nan"))
     reach = half_width(np.sqrt(units / (units - 1)), units - 1, confidence)
-    low, high = np.quantile(resampled, distributions.norm.cdf([-reach, reach]))
+    # Where some are infinite there is nothing between them: a value that was drawn, not one in between.
+    method = "linear" if np.isfinite(resampled).all() else "nearest"
+    low, high = np.quantile(resampled, distributions.norm.cdf([-reach, reach]), method=method)
     return Estimate(float(value), float(low), float(high))
 
 

@@ -7,11 +7,12 @@ that decide stand in `verdict`, before any row is seen.
 from layerwise.claims.dynamic import q2
 from layerwise.claims.pruning import at_equal_bytes, crossing, q3
 from layerwise.claims.quantization import gains, q1, q5, q6, share_within, shares
-from layerwise.claims.slicing import s1, s1_tasks, s2, settings
+from layerwise.claims.slicing import against_constant, s1, s1_tasks, s2, settings
 from layerwise.claims.verdict import Verdict, table
 
 __all__ = [
     "Verdict",
+    "against_constant",
     "at_equal_bytes",
     "crossing",
     "gains",

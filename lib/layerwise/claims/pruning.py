@@ -8,21 +8,19 @@ import numpy as np
 import pandas as pd
 
 from layerwise import stats
+from layerwise.claims import sweeps
 from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, RISK, Verdict, counted, in_words
 from layerwise.stats import Estimate
 
-TIMES = 2000  # resamples of a bootstrap
 EXTREME = 2  # bits: "unless at extreme quantization", as the abstract has it
 
 
 def q3(rows: pd.DataFrame, bits: str = "uniform bits", least: float = EXTREME + 1) -> Verdict:
     """Q3: quantizing to lower bits beats pruning, unless at extreme (2-bit) quantization.
 
-    Rows as for `crossing`. Every plan of the family `bits` with `least` to 8 average bits is set against each kind of
-    pruning at the same bytes: against the two plans of that kind that are next in size, interpolated linearly in bytes.
-    The rival is the kind that does best there; to choose it on the rows that it is measured on favours pruning. The
-    effect is the loss of pruning minus that of the bits in nats per token, positive = bits are better, where it is
-    least; the interval is over test windows, and over the calibration draws where there are several.
+    Rows as for `crossing`. Every plan of the family `bits` with `least` to 8 average bits is set against pruning as
+    `at_equal_bytes` does it. The effect is the loss of pruning minus that of the bits in nats per token, positive =
+    bits are better, at the size where it is least.
 
     - holds: at each of these sizes bits are better, after Holm's correction for their number;
     - doesn't hold: at one of them bits are worse, after the correction;
@@ -35,30 +33,38 @@ def q3(rows: pd.DataFrame, bits: str = "uniform bits", least: float = EXTREME + 
     found = found[found["average_bits"].between(least, 8)]
     if found.empty:
         raise ValueError(f"no plan of {bits} has {least:g} to 8 average bits")
-    worst = found.loc[found["value"].idxmin()]
-    effect = Estimate(worst["value"], worst["low"], worst["high"])
-    significant = found["p"] <= RISK
-    better, worse = (int((significant & (sign * found["value"] > 0)).sum()) for sign in (1, -1))
+    judged = found.dropna(subset="value")
+    if judged.empty:
+        raise ValueError(f"no plan of {bits} has as few bytes as any plan of pruning: prune less")
+    significant = np.zeros(len(judged), bool)
+    if judged["p"].notna().all():
+        significant = stats.holm(judged["p"]) <= RISK
+    better, worse = (int((significant & (sign * judged["value"] > 0)).sum()) for sign in (1, -1))
     verdict = DOES_NOT if worse else HOLDS if better == len(found) else CANNOT_TELL
+    worst = judged.loc[judged["value"].idxmin()]
+    effect = Estimate(worst["value"], worst["low"], worst["high"])
+    unjudged = len(found) - len(judged)
     reason = (
         f"Of {counted(len(found), 'size')} from {found['average_bits'].min():g} to {found['average_bits'].max():g} "
-        f"average bits, {bits} are better than the best pruning of the same bytes at {better} and worse at {worse}, "
+        f"average bits, {bits} are better than the best pruning of as many bytes at {better} and worse at {worse}, "
         f"after Holm's correction; least at {worst['average_bits']:g} bits, by {in_words(effect, 'nats')} against "
-        f"{worst['rival']}."
+        f"{worst['rival']}{f'; at {unjudged} nothing pruned is as large' if unjudged else ''}."
     )
     statement = f"At {least:g} bits and more, quantizing beats pruning at equal bytes."
     return Verdict("Q3", statement, verdict, *effect, "nats", reason, rows)
 
 
 def at_equal_bytes(rows: pd.DataFrame, bits: str = "uniform bits") -> pd.DataFrame:
-    """Each plan of the family `bits` against the best kind of pruning at its bytes, the smallest first.
+    """Each plan of the family `bits` against the best pruning of at least its bytes, the smallest first.
 
     Columns: model, average_bits, bytes, rival, value, low, high, p. The value is the loss of the rival minus that of
-    the bits, positive = bits are better; `p` is corrected by Holm's method for the number of plans. Plans smaller than
-    all of a kind's, or larger, are not compared with that kind.
+    the bits, positive = bits are better. Of each kind of pruning the next larger plan is taken, which favours pruning
+    by the step between its sizes. The rival is the kind that does best in one half of the windows, and is measured in
+    the other; then the halves change places. The interval is over windows, and over calibration draws too where both
+    sides have several, or one of them has. `p` is not corrected. Value and rival are missing where nothing pruned is as
+    large.
 
-    Raises ValueError for rows that lack a column, a value, the family `bits` or all pruning, for rows of several
-    models, and where no plan of bits has a size that pruning reaches.
+    Raises ValueError for rows as `crossing` does, and for rows that lack the family `bits` or all pruning.
     """
     windows, rows = _read(rows)
     if bits not in set(rows["family"]):
@@ -68,36 +74,45 @@ def at_equal_bytes(rows: pd.DataFrame, bits: str = "uniform bits") -> pd.DataFra
     kinds = dict(list(rows[rows["pruning"]].groupby("family", sort=False)))
     found = []
     for (size, width), own in rows[rows["family"] == bits].groupby(["bytes", "average_bits"]):
-        rivals = {}
+        row = {"model": own["model"].iloc[0], "average_bits": width, "bytes": size}
+        gains = {}
         for name, part in kinds.items():
-            if part["bytes"].min() <= size <= part["bytes"].max():
-                rivals[name] = _between(part, size, windows)
-        if rivals:
-            name = min(rivals, key=lambda each: rivals[each].mean())
-            gain = rivals[name] - own[windows].to_numpy(float).mean(axis=0)
-            found.append({"average_bits": width, "bytes": size, "rival": name, "gain": gain})
-    if not found:
-        raise ValueError(f"no plan of {bits} has as many bytes as any plan of pruning: prune more, or less")
-    estimates = [_estimate(each.pop("gain")) for each in found]
-    table = pd.DataFrame(found).assign(**pd.DataFrame([e for e, _ in estimates]).to_dict("list"))
-    alone = np.array([p for _, p in estimates])
-    table["p"] = stats.holm(alone) if np.isfinite(alone).all() else np.nan
-    table.insert(0, "model", rows["model"].iloc[0])
-    return table
+            rival = part[part["bytes"] >= size].sort_values("bytes").drop_duplicates("draw")
+            if set(rival["draw"]) == set(part["draw"]):
+                gains[name] = _paired(rival, own, windows)
+        names, gain = _held_out_best(gains) if gains else ([None], np.full((1, 1), np.nan))
+        estimate, p = _estimate(gain)
+        found.append(row | {"rival": " and ".join(names) if gains else None} | estimate._asdict() | {"p": p})
+    return pd.DataFrame(found)
 
 
-def _between(part: pd.DataFrame, size: float, windows: list[str]) -> np.ndarray:
-    """Losses of a kind of pruning at a size, linear in bytes between its plans: `[draws, windows]`."""
-    curves = []
-    for _, draw in part.groupby("draw"):
-        draw = draw.sort_values("bytes")
-        values = draw[windows].to_numpy(float)
-        curves.append([np.interp(size, draw["bytes"], column) for column in values.T])
-    return np.array(curves)
+def _paired(rival: pd.DataFrame, own: pd.DataFrame, windows: list[str]) -> np.ndarray:
+    """Losses of the rival minus one's own, `[draws, windows]`: draw by draw where both have the same ones."""
+    a, b = (part.sort_values("draw")[windows].to_numpy(float) for part in (rival, own))
+    if len(a) != len(b) and 1 not in (len(a), len(b)):
+        b = b.mean(axis=0, keepdims=True)
+    return a - b
+
+
+def _held_out_best(gains: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
+    """The kinds that leave bits the least gain in each half of the windows, each measured in the other half."""
+    draws = max(len(gain) for gain in gains.values())
+    shape = (draws, next(iter(gains.values())).shape[1])
+    wide = {
+        name: np.broadcast_to(gain if len(gain) == draws else gain.mean(axis=0), shape) for name, gain in gains.items()
+    }
+    found = np.empty(shape)
+    chosen = []
+    for half in (0, 1):
+        others = slice(1 - half if shape[1] > 1 else 0, None, 2)  # a single window has no other half
+        best = min(wide, key=lambda name, others=others: wide[name][:, others].mean())
+        found[:, half::2] = wide[best][:, half::2]
+        chosen.append(best)
+    return list(dict.fromkeys(chosen)), found
 
 
 def _estimate(gain: np.ndarray) -> tuple[Estimate, float]:
-    if len(gain) > 1:
+    if len(gain) > 1 and (gain != gain[:1]).any():
         return stats.crossed_mean(gain), stats.crossed_p_value(gain)
     return stats.mean(gain[0]), stats.p_value(gain[0])
 
@@ -105,9 +120,10 @@ def _estimate(gain: np.ndarray) -> tuple[Estimate, float]:
 def crossing(rows: pd.DataFrame, a: str, b: str) -> Estimate:
     """The size in bytes above which family `a` has a lower loss than family `b`, with a 95 % interval over windows.
 
-    Both are interpolated linearly in bytes between their plans, over the sizes that both have; draws are averaged. From
-    the largest size downwards, it is the first at which `b` becomes as good. 0 says that `a` is better at every size
-    that both have, infinity that it isn't even at the largest.
+    Both are interpolated linearly in bytes between their plans, over the sizes that both have; draws are averaged. Loss
+    is convex in bytes, so the family with fewer plans looks worse between them than it is. From the largest size
+    downwards, it is the first at which `b` becomes as good. 0 says that `a` is better at every size that both have,
+    infinity that it isn't at the largest.
 
     Rows: of one model, one per plan and draw: model, family, pruning (whether it is), draw, bytes, average_bits
     (missing where there are none), and w0, w1, …: the plan's loss minus the dense model's in nats per token, in each
@@ -121,7 +137,8 @@ def crossing(rows: pd.DataFrame, a: str, b: str) -> Estimate:
     for name, part in zip((a, b), parts, strict=True):
         if part.empty:
             raise ValueError(f"no row is of the family {name!r}; there is {', '.join(rows['family'].unique())}")
-    low, high = max(part["bytes"].min() for part in parts), min(part["bytes"].max() for part in parts)
+    ends = [part.groupby("draw")["bytes"].agg(["min", "max"]) for part in parts]
+    low, high = max(each["min"].max() for each in ends), min(each["max"].min() for each in ends)
     if low >= high:
         raise ValueError(f"{a} and {b} have no sizes in common")
     sizes = np.unique(np.append(pd.concat(parts)["bytes"], (low, high)))
@@ -129,10 +146,19 @@ def crossing(rows: pd.DataFrame, a: str, b: str) -> Estimate:
     of_a, of_b = (np.array([_between(part, size, windows).mean(axis=0) for size in sizes]) for part in parts)
     gain = of_b - of_a  # [sizes, windows]
     n = gain.shape[1]
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=TIMES)
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=sweeps.TIMES)
     resampled = [_stops(sizes, each) for each in (counts / n) @ gain.T]
-    interval = np.quantile(resampled, (0.025, 0.975), method="inverted_cdf") if n > 1 else (np.nan, np.nan)
-    return Estimate(_stops(sizes, gain.mean(axis=1)), *map(float, interval))
+    return stats.bootstrap_interval(_stops(sizes, gain.mean(axis=1)), resampled, n)
+
+
+def _between(part: pd.DataFrame, size: float, windows: list[str]) -> np.ndarray:
+    """Losses of a kind of pruning at a size, linear in bytes between its plans: `[draws, windows]`."""
+    curves = []
+    for _, draw in part.groupby("draw"):
+        draw = draw.sort_values("bytes")
+        values = draw[windows].to_numpy(float)
+        curves.append([np.interp(size, draw["bytes"], column) for column in values.T])
+    return np.array(curves)
 
 
 def _stops(sizes: np.ndarray, gain: np.ndarray) -> float:

@@ -15,6 +15,23 @@ from layerwise.claims.verdict import Verdict, as_much_as, in_words, no_worse, tu
 from layerwise.stats import Estimate
 
 
+def against_constant(rows: pd.DataFrame, value: str = "loss", units: tuple[str, ...] = ("window",)) -> pd.DataFrame:
+    """Rows of other plans, each with its `difference` from constant slicing of the same model, mean, draw and units.
+
+    Rows: model, plan, mean, draw, the columns `units`, and `value`. What the claims on slicing take: of losses by
+    window, or of `correct` answers by task and item.
+
+    Raises ValueError where constant slicing has no row, or several, for what another plan has.
+    """
+    keys = ["model", "mean", "draw", *units]
+    constant = rows.loc[rows["plan"] == "constant", [*keys, value]]
+    others = rows[rows["plan"] != "constant"]
+    both = others.merge(constant, on=keys, suffixes=("", "_constant"))
+    if constant.duplicated(keys).any() or len(both) < len(others):
+        raise ValueError(f"constant slicing needs one row for each {', '.join(keys)} of the other plans")
+    return both.assign(difference=both[value] - both[f"{value}_constant"])
+
+
 def s1(rows: pd.DataFrame, margin: float = 1.0) -> Verdict:
     """S1: dynamic slicing keeps or improves on constant slicing at the same mean slice.
 

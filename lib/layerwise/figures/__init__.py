@@ -11,6 +11,7 @@ from layerwise.figures.models import accuracies, loss_curves
 from layerwise.figures.orders import orders, shares
 from layerwise.figures.plans import curves, grid, plan_bars, rivals
 from layerwise.figures.scores import against_damage, by_layer, correlations, residual_norms, settling
+from layerwise.figures.verdicts import verdicts
 
 __all__ = [
     "COLOURS",
@@ -31,4 +32,5 @@ __all__ = [
     "settling",
     "shares",
     "style",
+    "verdicts",
 ]

@@ -51,7 +51,8 @@ class Blockwise(ABC):
         done = {}
         for path, linear in linears(block).items():
             try:
-                matrix = self.matrix(finite(linear.weight), bits)
+                check_finite(linear.weight)
+                matrix = self.matrix(linear.weight.float(), bits)
                 if not (matrix.scale.isfinite().all() and matrix.zero.isfinite().all()):
                     raise ValueError("the weights are too large for scales in float16")
                 done[path] = PackedLinear(matrix, bits, linear.bias)
@@ -82,18 +83,17 @@ def check_matrices(quantizer, model: nn.Module, bits: Sequence[int | None], fits
     for i, (block, width) in enumerate(zip(blocks(model), bits, strict=True)):
         for path, linear in linears(block).items() if width else ():
             try:
-                finite(linear.weight)
+                check_finite(linear.weight)
                 if fits:
                     fits(linear.in_features)
             except ValueError as error:
                 raise ValueError(f"{quantizer.name}, block {i}, {path}: {error}") from error
 
 
-def finite(weight: Tensor) -> Tensor:
-    """`weight` in float32; raises ValueError if it holds NaN or infinity."""
+def check_finite(weight: Tensor) -> None:
+    """Raise ValueError if a matrix holds NaN or infinity."""
     if not weight.isfinite().all():
         raise ValueError("the weights hold NaN or infinity: get the checkpoint anew")
-    return weight.float()
 
 
 def whole_groups(columns: int, group: int) -> None:

@@ -1,0 +1,42 @@
+"""Verdicts side by side: which claim holds on which model."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from layerwise.figures.common import legend, panels
+
+# Pale enough for black type; blue, orange and grey are told apart by colour-blind readers too.
+_FILLS = {"holds": "#b5d3ea", "doesn't hold": "#f6c9a0", "can't tell": "#e3e3e3"}
+
+
+def verdicts(rows: pd.DataFrame) -> list[Axes]:
+    """A cell for every claim and model: its colour is the verdict, in it the effect and its unit.
+
+    Rows as `claims.table` gives them, one per claim and model: claim, model, verdict, effect, unit. Claims and models
+    stand in the order of their first appearance; where a claim has no row for a model the cell stays empty.
+
+    Raises ValueError where a claim has several rows for a model.
+    """
+    if (again := rows.duplicated(["claim", "model"])).any():
+        place = rows.loc[again, ["claim", "model"]].iloc[0]
+        raise ValueError(f"{place['claim']} has more than one verdict for {place['model']}")
+    names, models = list(rows["claim"].unique()), list(rows["model"].unique())
+    (ax,) = panels(1, 0.42 * len(names))
+    for row in rows.itertuples():
+        x, y = models.index(row.model), names.index(row.claim)
+        ax.add_patch(plt.Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, color=_FILLS[row.verdict], lw=0))
+        if np.isfinite(row.effect):
+            effect = f"{row.effect:+.3g} {row.unit}".replace("-", "−")
+            ax.text(x + 0.5, y + 0.5, effect, ha="center", va="center", fontsize=9)
+    ax.set(xlim=(0, len(models)), ylim=(len(names), 0))
+    ax.set_xticks(np.arange(len(models)) + 0.5, models)
+    ax.set_yticks(np.arange(len(names)) + 0.5, names)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    used = [name for name in _FILLS if name in set(rows["verdict"])]
+    legend(ax, {}, [plt.Rectangle((0, 0), 1, 1, color=_FILLS[name], label=name) for name in used])
+    return [ax]
