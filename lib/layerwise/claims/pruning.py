@@ -180,11 +180,5 @@ def _read(rows: pd.DataFrame) -> tuple[list[str], pd.DataFrame]:
         raise ValueError(f"the rows lack {', '.join(missing)}; needed are {', '.join(needed)} and w0, w1, …")
     if len(models := rows["model"].unique()) != 1:
         raise ValueError(f"Q3 is on one model, but the rows are of {', '.join(map(str, models)) or 'none'}")
-    keys = ["family", "draw", "bytes"]
-    for bad, what in (
-        (rows.duplicated(keys), "is there more than once"),
-        (~np.isfinite(rows[windows]).all(axis=1), "lacks a finite loss in some window"),
-    ):
-        if bad.any():
-            raise ValueError(f"{', '.join(f'{name} {rows.loc[bad, name].iloc[0]}' for name in keys)} {what}")
+    sweeps.check_plans(rows, ["family", "draw", "bytes"], windows)
     return windows, rows.assign(pruning=rows["pruning"].astype(bool))

@@ -137,13 +137,7 @@ def read(rows: pd.DataFrame, orders: list[str]) -> Sweep:
     setting, blocks = {name: str(rows[name].iloc[0]) for name in SETTING}, int(rows["blocks"].iloc[0])
     if absent := [order for order in orders if order not in set(rows["order"])]:
         raise ValueError(f"no row has the order {absent[0]!r}; there is {', '.join(rows['order'].unique())}")
-    keys = ["order", "draw", "lowered"]
-    for bad, what in (
-        (rows.duplicated(keys), "is there more than once"),
-        (~np.isfinite(rows[windows]).all(axis=1), "lacks a finite loss in some window"),
-    ):
-        if bad.any():
-            raise ValueError(f"{', '.join(f'{name} {rows.loc[bad, name].iloc[0]}' for name in keys)} {what}")
+    check_plans(rows, ["order", "draw", "lowered"], windows)
     if TWO_WIDTHS.fullmatch(setting["levels"]):
         if not rows["lowered"].between(0, blocks).all():
             raise ValueError(f"the lowered blocks must be 0 to {blocks}, not {rows['lowered'].max():g}")
@@ -158,6 +152,16 @@ def read(rows: pd.DataFrame, orders: list[str]) -> Sweep:
     if len(common) < 2:
         raise ValueError(f"{' and '.join(orders)} have {len(common)} numbers of lowered blocks in common, 2 are needed")
     return Sweep(setting, blocks, common, {o: loss[o][:, np.isin(lowered[o], common)] for o in orders})
+
+
+def check_plans(rows: pd.DataFrame, keys: list[str], windows: list[str]) -> None:
+    """Raise ValueError, naming its `keys`, for a plan that is there twice or lacks a finite loss in a window."""
+    for bad, what in (
+        (rows.duplicated(keys), "is there more than once"),
+        (~np.isfinite(rows[windows]).all(axis=1), "lacks a finite loss in some window"),
+    ):
+        if bad.any():
+            raise ValueError(f"{', '.join(f'{name} {rows.loc[bad, name].iloc[0]}' for name in keys)} {what}")
 
 
 def luck(own: float, drawn) -> float:
