@@ -77,7 +77,7 @@ def rivals(rows: pd.DataFrame, against: str = "constant slicing") -> list[Axes]:
     models, plans = rows["model"].unique(), rows["plan"].unique()
     group = "kind" if "kind" in rows else "model"
     kinds = list(rows["kind"].unique()) if group == "kind" else []
-    axes = panels(len(models), 0.4 + (0.24 + 0.1 * len(kinds)) * len(plans))
+    axes = panels(len(models), 0.4 + (0.24 + 0.16 * len(kinds)) * len(plans))
     looks = looks_of(rows.loc[~rows.duplicated(["model", "plan", group], keep=False), group])
     limit = 600 * rows.groupby(["model", "plan"])["value"].median().abs().median() or np.inf
     for ax, model in zip(axes, models, strict=True):
@@ -85,7 +85,7 @@ def rivals(rows: pd.DataFrame, against: str = "constant slicing") -> list[Axes]:
         for (plan, kind), lines in rows[rows["model"] == model].groupby(["plan", group], sort=False):
             y = list(plans).index(plan)
             if kinds:
-                y += 0.4 * ((kinds.index(kind) + 0.5) / len(kinds) - 0.5)
+                y += 0.75 * ((kinds.index(kind) + 0.5) / len(kinds) - 0.5)
             _rival(ax, y, lines, looks.get(kind), limit)
         ax.set_yticks(range(len(plans)), plans)
         ax.set_ylim(len(plans) - 0.4, -0.6)
