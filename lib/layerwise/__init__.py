@@ -27,7 +27,7 @@ _FUNCTIONS = {
     "answers": "evaluation",
     "size": "evaluation",
     "speed": "timing",
-    "sweep": "results",
+    "sweep": "sweeps",
 }
 _MODULES = (
     "architectures",
