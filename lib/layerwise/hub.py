@@ -1,0 +1,121 @@
+"""Models of the Hugging Face Hub, downloaded into its cache: what a model needs and no more, and what to do when that
+fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import huggingface_hub
+from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
+
+INDEX = "model.safetensors.index.json"
+# Not "*.safetensors": some repositories hold the same weights a second time, for other programs.
+BESIDE = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*"]
+BESIDE += ["generation_config.json"]
+
+
+class HubError(OSError):
+    """A model that could not be had from the Hub."""
+
+
+class NotOnHub(HubError):
+    """A name that the Hub doesn't know, or doesn't tell of."""
+
+
+def token() -> str | None:
+    """Colab's secret HF_TOKEN, else the environment variable of that name, or what `hf auth login` left; else none."""
+    try:
+        from google.colab import userdata
+
+        return userdata.get("HF_TOKEN") or huggingface_hub.get_token()
+    except Exception:  # no Colab, no such secret, or this notebook may not read it: each has an exception of its own
+        return huggingface_hub.get_token()
+
+
+def download(name: str, revision: str | None, weights: Callable[[dict], str | None]) -> Path:
+    """The folder, in the Hub's cache, of a model with its configuration, safetensors and tokenizer.
+
+    `weights` gets the configuration before anything large is fetched: it raises if the model is of no use, and returns
+    the name of the file with the weights if that isn't model.safetensors or what its index lists. Files that are there
+    already are not fetched again, a download that broke off goes on where it stopped, and without a network what is in
+    the cache is taken.
+
+    Raises HubError, which says what to do: for a licence that wasn't accepted, a revision that isn't there, weights
+    that are no safetensors, a Hub that can't be reached; NotOnHub for a name that it doesn't know.
+    """
+    options = {"repo_id": name, "revision": revision, "token": token()}
+    try:
+        config = Path(hf_hub_download(filename="config.json", **options))
+        own = weights(json.loads(config.read_text(encoding="utf-8")))
+        files = ["config.json", *([own] if own else _weights(options))]
+        return Path(snapshot_download(allow_patterns=[*files, *BESIDE], **options))
+    except errors.EntryNotFoundError as error:
+        if isinstance(error, errors.LocalEntryNotFoundError):  # neither in the cache, nor could the Hub be asked
+            raise HubError(_unreachable(name)) from error
+        raise HubError(
+            f"{name}: {_missing(error)} is not there. A model needs config.json and safetensors; pickled weights are "
+            "not read and must be converted"
+        ) from error
+    except errors.GatedRepoError as error:
+        raise HubError(_gated(name, options["token"])) from error
+    except errors.RevisionNotFoundError as error:
+        raise HubError(f"{name} has no revision {revision!r}: give a branch, a tag or a commit") from error
+    except errors.RepositoryNotFoundError as error:
+        raise NotOnHub(
+            f"the Hub has no model {name!r}, or one that only the holder of a token may see: check the name, and give "
+            f"a token if it is private ({_how_to_give_it()})"
+        ) from error
+    except (OSError, httpx.HTTPError) as error:
+        raise HubError(
+            f"the download of {name} broke off: {error}. What has arrived is kept: run it again and it goes on there"
+        ) from error
+
+
+def cached() -> list[str]:
+    """Models in the Hub's cache on this machine."""
+    try:
+        found = huggingface_hub.scan_cache_dir().repos
+    except errors.CacheNotFound:
+        return []
+    return sorted(repo.repo_id for repo in found if repo.repo_type == "model")
+
+
+def _weights(options) -> list[str]:
+    """Names of the files with the weights: those of the index, or the one without an index."""
+    try:
+        index = Path(hf_hub_download(filename=INDEX, **options))
+    except errors.EntryNotFoundError as error:
+        if isinstance(error, errors.LocalEntryNotFoundError) and not _is_cached(options, "model.safetensors"):
+            raise
+        hf_hub_download(filename="model.safetensors", **options)  # or an error that names it
+        return ["model.safetensors"]
+    return [INDEX, *sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+
+
+def _is_cached(options, file) -> bool:
+    found = huggingface_hub.try_to_load_from_cache(options["repo_id"], file, revision=options["revision"])
+    return isinstance(found, str)
+
+
+def _missing(error) -> str:
+    return str(getattr(getattr(error, "response", None), "url", "a file of it")).split("/")[-1]
+
+
+def _gated(name, sent) -> str:
+    why = "your token's account has not" if sent else "no token was given, so nobody has"
+    return (
+        f"{name} is gated: {why} accepted its licence. Accept it at {constants.ENDPOINT}/{name}, then give a token of "
+        f"that account ({_how_to_give_it()})"
+    )
+
+
+def _how_to_give_it() -> str:
+    return "in Colab as the secret HF_TOKEN, elsewhere as the environment variable HF_TOKEN or by `hf auth login`"
+
+
+def _unreachable(name) -> str:
+    there = ", ".join(cached()) or "none"
+    return f"the Hub can't be reached, and {name} is not in the cache. Models that are: {there}"

@@ -1,0 +1,156 @@
+"""Models of the Hub, downloaded from a stand-in for it by the real client."""
+
+import json
+import shutil
+import sys
+import types
+
+import huggingface_hub
+import layerwise as lw
+import pytest
+import torch
+from families import FAMILIES, random_tokens, tiny
+from huggingface_hub import constants
+from huggingface_hub.utils import _http
+from layerwise import hub, models, results, world
+from layerwise.architectures import UnsupportedArchitecture
+from standin_hub import COMMIT, StandInHub
+
+
+def point_at(url, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A stand-in with one model, `org/tiny`, and an empty cache; nobody is logged in."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    standin = StandInHub()
+    point_at(standin.url, monkeypatch)
+    monkeypatch.setattr(_http.time, "sleep", lambda _: None)  # the client waits longer and longer between its attempts
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    lw.save(tiny(), tmp_path / "tiny", tokenizer=world.tokenizer())
+    standin.repos["org/tiny"] = tmp_path / "tiny"
+    yield standin
+    standin.close()
+
+
+def fetched(standin):
+    return [path.rpartition("/")[2] for path in standin.asked if path.startswith("GET") and "/resolve/" in path]
+
+
+def test_a_model_is_downloaded_once_and_known_by_its_commit(served):
+    model, tokenizer = lw.load("org/tiny", device="cpu")
+    assert torch.equal(model(random_tokens()).logits, tiny()(random_tokens()).logits)
+    assert tokenizer("1 + 2")["input_ids"] == world.tokenizer()("1 + 2")["input_ids"]
+    assert results.fingerprint(model) == COMMIT
+    before = fetched(served)
+    assert "model.safetensors" in before
+    lw.load("org/tiny", device="cpu", revision="v1")
+    lw.load("org/tiny", device="cpu", revision=COMMIT)
+    assert fetched(served) == before
+
+
+def test_only_what_the_model_needs_is_fetched(served):
+    for name in ("consolidated.safetensors", "pytorch_model.bin", "original.pth", "run_me.py"):
+        (served.repos["org/tiny"] / name).write_bytes(b"large")
+    lw.load("org/tiny", device="cpu")
+    assert set(fetched(served)) <= {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+                                    "tokenizer_config.json", "special_tokens_map.json"}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_comes_as_the_hub_has_it(family, served, tmp_path):
+    model = tiny(family).to(torch.float16)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    assert (tmp_path / "sharded" / hub.INDEX).exists()
+    served.repos["org/sharded"] = tmp_path / "sharded"
+    loaded, tokenizer = lw.load("org/sharded", device="cpu")
+    assert tokenizer is None and loaded.dtype == loaded.stored_dtype == torch.float16
+    state = model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+
+
+def test_packed_models_are_downloaded_too(served, tmp_path):
+    small = lw.compress(tiny(), lw.plans.bits(lw.shape(tiny()), [0, 1, 2], 2, 8, 4), quantizer="rtn")
+    served.repos["org/packed"] = lw.save(small, tmp_path / "packed")
+    again, _ = lw.load("org/packed", device="cpu")
+    assert torch.equal(again(random_tokens()).logits, small(random_tokens()).logits)
+
+
+def test_unsupported_models_are_refused_before_their_weights_are_fetched(served):
+    config = served.repos["org/tiny"] / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mixtral"}))
+    with pytest.raises(UnsupportedArchitecture, match="'mixtral' is not supported"):
+        lw.load("org/tiny")
+    assert fetched(served) == ["config.json"]
+
+
+def test_a_gated_model_says_where_the_licence_is_and_how_to_give_a_token(served, monkeypatch):
+    served.gated.add("org/tiny")
+    with pytest.raises(models.HubError) as told:
+        lw.load("org/tiny")
+    assert f"{served.url}/org/tiny" in str(told.value) and "no token was given" in str(told.value)
+    assert "secret HF_TOKEN" in str(told.value) and "environment variable HF_TOKEN" in str(told.value)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(models.HubError, match="your token's account has not accepted its licence"):
+        lw.load("org/tiny")
+    monkeypatch.setenv("HF_TOKEN", served.token)
+    assert lw.load("org/tiny", device="cpu")[0].config.num_hidden_layers == 3
+
+
+def test_colabs_secret_comes_before_the_environment(monkeypatch):
+    secrets = {"HF_TOKEN": "hf_secret"}
+    google, colab = types.ModuleType("google"), types.ModuleType("google.colab")
+    colab.userdata = types.SimpleNamespace(get=secrets.__getitem__)  # Colab raises for what isn't there
+    monkeypatch.setitem(sys.modules, "google", google)
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    monkeypatch.setenv("HF_TOKEN", "hf_environment")
+    assert hub.token() == "hf_secret"
+    secrets.clear()
+    assert hub.token() == "hf_environment"
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    assert hub.token() is None
+
+
+def test_a_name_and_a_revision_that_are_not_there(served):
+    with pytest.raises(models.UnknownModel, match=r"the Hub has no model 'org/other'.*token.*Embedded models"):
+        lw.load("org/other")
+    with pytest.raises(models.HubError, match="org/tiny has no revision 'v2'"):
+        lw.load("org/tiny", revision="v2")
+
+
+def test_a_model_of_pickles_is_refused(served):
+    (served.repos["org/tiny"] / "model.safetensors").rename(served.repos["org/tiny"] / "pytorch_model.bin")
+    with pytest.raises(models.HubError, match="model.safetensors is not there.*pickled weights are not read"):
+        lw.load("org/tiny")
+
+
+def test_without_a_network_the_cache_is_taken_and_what_is_in_it_is_named(served, monkeypatch):
+    lw.load("org/tiny", device="cpu")
+    point_at("http://127.0.0.1:9", monkeypatch)  # where nobody answers
+    model, tokenizer = lw.load("org/tiny", device="cpu")
+    assert tokenizer is not None and results.fingerprint(model) == COMMIT
+    with pytest.raises(models.HubError) as told:
+        lw.load("org/other")
+    assert "can't be reached" in str(told.value) and "org/tiny" in str(told.value) and "embedded/6L" in str(told.value)
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(served, tmp_path):
+    served.breaks, served.breaks_left = "model.safetensors", 1
+    lw.load("org/tiny", device="cpu")  # the client asks once more by itself
+    weights = [path for path in served.asked if path.startswith("GET") and path.endswith("model.safetensors")]
+    assert len(weights) == 2
+
+    shutil.rmtree(tmp_path / "cache")
+    served.breaks_left = 100
+    with pytest.raises(models.HubError, match="broke off.*run it again"):
+        lw.load("org/tiny", device="cpu")
+    served.breaks_left = 0
+    assert lw.load("org/tiny", device="cpu")[0].config.num_hidden_layers == 3
