@@ -5,12 +5,13 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class StandInHub:
-    """Serves folders as repositories: `hub.repos["org/name"] = folder`; "main", "v1" and COMMIT are their revisions.
+    """Serves folders as repositories: `hub.repos["org/name"] = folder`; all have the same `revisions`.
 
     `gated` holds names that want `token`. The file `breaks`, of any repository, is cut off after half its bytes as long
     as `breaks_left` is not used up. `asked` lists the paths of all requests, in order.
@@ -20,6 +21,7 @@ class StandInHub:
         self.repos: dict[str, Path] = {}
         self.gated: set[str] = set()
         self.token = "hf_right"
+        self.revisions = {"main", "v1", COMMIT}
         self.breaks, self.breaks_left = None, 0
         self.asked: list[str] = []
         hub = self
@@ -46,8 +48,10 @@ class StandInHub:
 
     def answer(self, request, body):
         self.asked.append(f"{request.command} {request.path}")
-        parts = request.path.partition("?")[0].strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
+        parts = [unquote(part) for part in request.path.partition("?")[0].strip("/").split("/")]
+        if parts[0] == "datasets":
+            name, rest = "/".join(parts[1:3]), parts[3:]
+        elif parts[:2] == ["api", "models"]:
             name, rest = "/".join(parts[2:4]), parts[4:]
         else:
             name, rest = "/".join(parts[:2]), parts[2:]
@@ -56,7 +60,7 @@ class StandInHub:
         if name in self.gated and request.headers.get("Authorization") != f"Bearer {self.token}":
             return self.refuse(request, 403 if "Authorization" in request.headers else 401, "GatedRepo")
         revision = rest[1] if len(rest) > 1 else "main"
-        if revision not in ("main", "v1", COMMIT):
+        if revision not in self.revisions:
             return self.refuse(request, 404, "RevisionNotFound")
         folder = self.repos[name]
         if parts[0] == "api":

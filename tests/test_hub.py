@@ -10,34 +10,17 @@ import layerwise as lw
 import pytest
 import torch
 from families import FAMILIES, random_tokens, tiny
-from huggingface_hub import constants
-from huggingface_hub.utils import _http
 from layerwise import hub, models, results, world
 from layerwise.architectures import UnsupportedArchitecture
-from standin_hub import COMMIT, StandInHub
-
-
-def point_at(url, monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+from standin_hub import COMMIT
 
 
 @pytest.fixture
-def served(tmp_path, monkeypatch):
-    """A stand-in with one model, `org/tiny`, and an empty cache; nobody is logged in."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
-        monkeypatch.delenv(name, raising=False)
-    standin = StandInHub()
-    point_at(standin.url, monkeypatch)
-    monkeypatch.setattr(_http.time, "sleep", lambda _: None)  # the client waits longer and longer between its attempts
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+def served(standin, tmp_path):
+    """The stand-in with one model, `org/tiny`."""
     lw.save(tiny(), tmp_path / "tiny", tokenizer=world.tokenizer())
     standin.repos["org/tiny"] = tmp_path / "tiny"
-    yield standin
-    standin.close()
+    return standin
 
 
 def fetched(standin):
@@ -132,9 +115,9 @@ def test_a_model_of_pickles_is_refused(served):
         lw.load("org/tiny")
 
 
-def test_without_a_network_the_cache_is_taken_and_what_is_in_it_is_named(served, monkeypatch):
+def test_without_a_network_the_cache_is_taken_and_what_is_in_it_is_named(served):
     lw.load("org/tiny", device="cpu")
-    point_at("http://127.0.0.1:9", monkeypatch)  # where nobody answers
+    served.point_at("http://127.0.0.1:9")  # where nobody answers
     model, tokenizer = lw.load("org/tiny", device="cpu")
     assert tokenizer is not None and results.fingerprint(model) == COMMIT
     with pytest.raises(models.HubError) as told:

@@ -1,10 +1,10 @@
-"""Models of the Hugging Face Hub, downloaded into its cache: what a model needs and no more, and what to do when that
-fails."""
+"""Downloads from the Hugging Face Hub into its cache: what is needed and no more, and what to do when that fails."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -15,6 +15,7 @@ INDEX = "model.safetensors.index.json"
 # Not "*.safetensors": some repositories hold the same weights a second time, for other programs.
 BESIDE = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*"]
 BESIDE += ["generation_config.json"]
+HOW_TO_GIVE_IT = "in Colab as the secret HF_TOKEN, elsewhere as the environment variable HF_TOKEN or by `hf auth login`"
 
 
 class HubError(OSError):
@@ -47,26 +48,39 @@ def download(name: str, revision: str | None, weights: Callable[[dict], str | No
     that are no safetensors, a Hub that can't be reached; NotOnHub for a name that it doesn't know.
     """
     options = {"repo_id": name, "revision": revision, "token": token()}
-    try:
+    with _explained("model", name, revision, options["token"]):
         config = Path(hf_hub_download(filename="config.json", **options))
         own = weights(json.loads(config.read_text(encoding="utf-8")))
         files = ["config.json", *([own] if own else _weights(options))]
         return Path(snapshot_download(allow_patterns=[*files, *BESIDE], **options))
+
+
+def file(dataset: str, name: str, revision: str) -> Path:
+    """One file of a dataset, in the Hub's cache; raises HubError as `download` does."""
+    sent = token()
+    with _explained("dataset", dataset, revision, sent):
+        return Path(hf_hub_download(dataset, name, repo_type="dataset", revision=revision, token=sent))
+
+
+@contextmanager
+def _explained(kind: str, name: str, revision: str | None, sent: str | None) -> Iterator[None]:
+    """What goes wrong inside, as a HubError that says what to do."""
+    try:
+        yield
     except errors.EntryNotFoundError as error:
         if isinstance(error, errors.LocalEntryNotFoundError):  # neither in the cache, nor could the Hub be asked
-            raise HubError(_unreachable(name)) from error
-        raise HubError(
-            f"{name}: {_missing(error)} is not there. A model needs config.json and safetensors; pickled weights are "
-            "not read and must be converted"
-        ) from error
+            raise HubError(_unreachable(kind, name)) from error
+        missing = str(getattr(getattr(error, "response", None), "url", "a file")).split("/")[-1]
+        hint = ". A model needs config.json and safetensors; pickled weights are not read and must be converted"
+        raise HubError(f"{name}: {missing} is not there{hint if kind == 'model' else ''}") from error
     except errors.GatedRepoError as error:
-        raise HubError(_gated(name, options["token"])) from error
+        raise HubError(_gated(name, sent)) from error
     except errors.RevisionNotFoundError as error:
         raise HubError(f"{name} has no revision {revision!r}: give a branch, a tag or a commit") from error
     except errors.RepositoryNotFoundError as error:
         raise NotOnHub(
-            f"the Hub has no model {name!r}, or one that only the holder of a token may see: check the name, and give "
-            f"a token if it is private ({_how_to_give_it()})"
+            f"the Hub has no {kind} {name!r}, or one that only the holder of a token may see: check the name, and give "
+            f"a token if it is private ({HOW_TO_GIVE_IT})"
         ) from error
     except (OSError, httpx.HTTPError) as error:
         raise HubError(
@@ -74,13 +88,13 @@ def download(name: str, revision: str | None, weights: Callable[[dict], str | No
         ) from error
 
 
-def cached() -> list[str]:
-    """Models in the Hub's cache on this machine."""
+def cached(kind: str = "model") -> list[str]:
+    """Models, or datasets, in the Hub's cache on this machine."""
     try:
         found = huggingface_hub.scan_cache_dir().repos
     except errors.CacheNotFound:
         return []
-    return sorted(repo.repo_id for repo in found if repo.repo_type == "model")
+    return sorted(repo.repo_id for repo in found if repo.repo_type == kind)
 
 
 def _weights(options) -> list[str]:
@@ -100,22 +114,14 @@ def _is_cached(options, file) -> bool:
     return isinstance(found, str)
 
 
-def _missing(error) -> str:
-    return str(getattr(getattr(error, "response", None), "url", "a file of it")).split("/")[-1]
-
-
 def _gated(name, sent) -> str:
     why = "your token's account has not" if sent else "no token was given, so nobody has"
     return (
         f"{name} is gated: {why} accepted its licence. Accept it at {constants.ENDPOINT}/{name}, then give a token of "
-        f"that account ({_how_to_give_it()})"
+        f"that account ({HOW_TO_GIVE_IT})"
     )
 
 
-def _how_to_give_it() -> str:
-    return "in Colab as the secret HF_TOKEN, elsewhere as the environment variable HF_TOKEN or by `hf auth login`"
-
-
-def _unreachable(name) -> str:
-    there = ", ".join(cached()) or "none"
-    return f"the Hub can't be reached, and {name} is not in the cache. Models that are: {there}"
+def _unreachable(kind, name) -> str:
+    there = ", ".join(cached(kind)) or "none"
+    return f"the Hub can't be reached, and {name} is not in the cache. Those that are: {there}"

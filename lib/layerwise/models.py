@@ -265,7 +265,7 @@ def _stored(config: dict) -> torch.dtype | None:
 
 
 def dtype_for(config: dict, device: torch.device) -> str | torch.dtype:
-    """ "auto", the dtype of the checkpoint; but float16 for bfloat16 on a GPU that can only emulate it, with a warning."""
+    """The dtype of the checkpoint ("auto"); float16 for bfloat16 on a GPU that only emulates it, with a warning."""
     if _stored(config) != torch.bfloat16 or device.type != "cuda":
         return "auto"
     if torch.cuda.is_bf16_supported(including_emulation=False):
