@@ -18,6 +18,7 @@ _FUNCTIONS = {
     "shape": "architectures",
     "calibrate": "slicing",
     "compress": "compression",
+    "compress_checkpoint": "streaming",
     "Plan": "plans",
     "Layer": "plans",
     "Assembly": "assembly",

@@ -36,13 +36,13 @@ def token() -> str | None:
         return huggingface_hub.get_token()
 
 
-def download(name: str, revision: str | None, weights: Callable[[dict], str | None]) -> Path:
+def download(name: str, revision: str | None, weights: Callable[[dict], list[str]]) -> Path:
     """The folder, in the Hub's cache, of a model with its configuration, safetensors and tokenizer.
 
     `weights` gets the configuration before anything large is fetched: it raises if the model is of no use, and returns
-    the name of the file with the weights if that isn't model.safetensors or what its index lists. Files that are there
-    already are not fetched again, a download that broke off goes on where it stopped, and without a network what is in
-    the cache is taken.
+    the names of the files with the weights, or none if they are model.safetensors or what its index lists. Files that
+    are there already are not fetched again, a download that broke off goes on where it stopped, and without a network
+    what is in the cache is taken.
 
     Raises HubError, which says what to do: for a licence that wasn't accepted, a revision that isn't there, weights
     that are no safetensors, a Hub that can't be reached; NotOnHub for a name that it doesn't know.
@@ -51,7 +51,7 @@ def download(name: str, revision: str | None, weights: Callable[[dict], str | No
     with _explained("model", name, revision, options["token"]):
         config = Path(hf_hub_download(filename="config.json", **options))
         own = weights(json.loads(config.read_text(encoding="utf-8")))
-        files = ["config.json", *([own] if own else _weights(options))]
+        files = ["config.json", *(own or _weights(options))]
         return Path(snapshot_download(allow_patterns=[*files, *BESIDE], **options))
 
 

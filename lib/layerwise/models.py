@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,19 +58,19 @@ def load(name, device="auto", dtype="auto", revision=None):
     the last before any weights are read.
     """
     name = os.fspath(name)
-    folder = _folder(name) or _from_hub(name, revision)
+    folder = local(name, revision)
     if not (folder / "config.json").exists():
         raise DamagedModel(f"{folder} is no model: it has no config.json (a model folder also has model.safetensors)")
     try:
         config, _ = PretrainedConfig.get_config_dict(folder)
     except (OSError, ValueError) as error:
         raise DamagedModel(f"{folder / 'config.json'} is not a configuration: {error}") from error
-    ours = _own_file(config)
+    ours = _own_files(config)
     if not ours:
         _check_files(folder)
 
     small = name.startswith(PREFIX)
-    device = torch.device(_accelerator() if device == "auto" else device)
+    device = torch.device(accelerator() if device == "auto" else device)
     if dtype == "auto":
         dtype = torch.float32 if small else dtype_for(config, device)
     if ours:
@@ -104,12 +105,7 @@ def save(model, path, tokenizer=None) -> Path:
     It is written beside `path` and put in place when it is complete, so that a crash leaves no half of a model. A model
     that is there is replaced; a folder that holds something else is an error.
     """
-    path = Path(path).expanduser().absolute()
-    if path.exists() and not (path.is_dir() and ((path / "config.json").exists() or not any(path.iterdir()))):
-        raise ValueError(f"{path} exists and is not a model: choose another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-        new = Path(temporary) / "new"
+    with put_in_place(Path(path)) as new:
         with _reports(bars=False):
             if packed(model):
                 checkpoint.write(model, new)
@@ -119,10 +115,31 @@ def save(model, path, tokenizer=None) -> Path:
                 model.save_pretrained(new)
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
+    return Path(path).expanduser().absolute()
+
+
+@contextmanager
+def put_in_place(path: Path) -> Iterator[Path]:
+    """A folder to write a model to, that takes the place of `path` when all of it is written.
+
+    Raises ValueError if something is there that is no model.
+    """
+    path = path.expanduser().absolute()
+    if path.exists() and not (path.is_dir() and ((path / "config.json").exists() or not any(path.iterdir()))):
+        raise ValueError(f"{path} exists and is not a model: choose another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        new = Path(temporary) / "new"
+        yield new
         if path.exists():
             path.rename(Path(temporary) / "old")  # a folder can't be replaced in one step
         new.rename(path)
-    return path
+
+
+def local(name, revision: str | None = None) -> Path:
+    """The folder of a model by its name as `load` takes it, downloaded if need be."""
+    name = os.fspath(name)
+    return _folder(name) or _from_hub(name, revision)
 
 
 def _folder(name: str) -> Path | None:
@@ -146,17 +163,17 @@ def _folder(name: str) -> Path | None:
 def _from_hub(name: str, revision: str | None) -> Path:
     """The folder of a model of the Hub, downloaded if need be."""
     try:
-        return hub.download(name, revision, _own_file)
+        return hub.download(name, revision, _own_files)
     except hub.NotOnHub as error:
         raise UnknownModel(_unknown(name, f"and {error}")) from error
     except hub.HubError as error:
         raise hub.HubError(f"{error}. What needs no network: {', '.join(embedded())}, and folders") from error
 
 
-def _own_file(config: dict) -> str | None:
-    """The file with the weights of a packed model; raises UnsupportedArchitecture, before anything large is read."""
+def _own_files(config: dict) -> list[str]:
+    """The files with the weights of a packed model; raises UnsupportedArchitecture, before anything large is read."""
     architecture(config.get("model_type", ""))
-    return checkpoint.FILE if checkpoint.is_ours(config) else None
+    return checkpoint.files(config) if checkpoint.is_ours(config) else []
 
 
 def _close(name: str, cutoff: float) -> str | None:
@@ -275,6 +292,7 @@ def dtype_for(config: dict, device: torch.device) -> str | torch.dtype:
     return torch.float16
 
 
-def _accelerator() -> str:
+def accelerator() -> str:
+    """The kind of device to work on: an accelerator if there is one, else the CPU."""
     found = torch.accelerator.current_accelerator(check_available=True)
     return found.type if found else "cpu"
