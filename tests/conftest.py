@@ -1,11 +1,24 @@
+import time
+import types
+
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 from standin_hub import StandInHub
 
 
 @pytest.fixture
-def standin(tmp_path, monkeypatch):
+def waits(monkeypatch):
+    """Seconds that the client of the Hub would have waited before asking again; it doesn't."""
+    found = []
+    clock = types.SimpleNamespace(**vars(time) | {"sleep": found.append})
+    monkeypatch.setattr(_http, "time", clock)
+    monkeypatch.setattr(file_download, "time", clock)
+    return found
+
+
+@pytest.fixture
+def standin(tmp_path, monkeypatch, waits):
     """A stand-in for the Hub with nothing in it, and an empty cache; nobody is logged in.
 
     `standin.point_at(url)` sends the client elsewhere.
@@ -24,6 +37,5 @@ def standin(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(_http.time, "sleep", lambda _: None)  # the client waits longer and longer between its attempts
     yield hub
     hub.close()

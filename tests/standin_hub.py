@@ -13,14 +13,16 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class StandInHub:
     """Serves folders as repositories: `hub.repos["org/name"] = folder`; all have the same `revisions`.
 
-    `gated` holds names that want `token`. The file `breaks`, of any repository, is cut off after half its bytes as long
+    `gated` holds names that want the first of the `tokens`; others than these are unknown. A hub that is `busy` refuses
+    everything. The file `breaks`, of any repository, is cut off after half its bytes as long
     as `breaks_left` is not used up. `asked` lists the paths of all requests, in order.
     """
 
     def __init__(self):
         self.repos: dict[str, Path] = {}
         self.gated: set[str] = set()
-        self.token = "hf_right"
+        self.tokens = ["hf_accepted", "hf_other"]
+        self.busy = False
         self.revisions = {"main", "v1", COMMIT}
         self.breaks, self.breaks_left = None, 0
         self.asked: list[str] = []
@@ -55,10 +57,15 @@ class StandInHub:
             name, rest = "/".join(parts[2:4]), parts[4:]
         else:
             name, rest = "/".join(parts[:2]), parts[2:]
+        sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if self.busy:
+            return self.refuse(request, 429, "", "too many requests")
+        if sent and sent not in self.tokens:
+            return self.refuse(request, 401, "", "Invalid credentials in Authorization header")
         if name not in self.repos:
             return self.refuse(request, 401, "RepoNotFound")
-        if name in self.gated and request.headers.get("Authorization") != f"Bearer {self.token}":
-            return self.refuse(request, 403 if "Authorization" in request.headers else 401, "GatedRepo")
+        if name in self.gated and sent != self.tokens[0]:
+            return self.refuse(request, 403 if sent else 401, "GatedRepo")
         revision = rest[1] if len(rest) > 1 else "main"
         if revision not in self.revisions:
             return self.refuse(request, 404, "RevisionNotFound")
@@ -98,9 +105,10 @@ class StandInHub:
         elif body:
             request.wfile.write(content[start:])
 
-    def refuse(self, request, status, code):
+    def refuse(self, request, status, code, message="refused by the stand-in"):
         request.send_response(status)
-        request.send_header("X-Error-Code", code)
-        request.send_header("X-Error-Message", f"{code} at the stand-in")
+        if code:
+            request.send_header("X-Error-Code", code)
+        request.send_header("X-Error-Message", message)
         request.send_header("Content-Length", "0")
         request.end_headers()

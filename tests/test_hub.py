@@ -1,7 +1,6 @@
 """Models of the Hub, downloaded from a stand-in for it by the real client."""
 
 import json
-import shutil
 import sys
 import types
 
@@ -76,14 +75,17 @@ def test_unsupported_models_are_refused_before_their_weights_are_fetched(served)
 
 def test_a_gated_model_says_where_the_licence_is_and_how_to_give_a_token(served, monkeypatch):
     served.gated.add("org/tiny")
-    with pytest.raises(models.HubError) as told:
+    with pytest.raises(hub.HubError) as told:
         lw.load("org/tiny")
     assert f"{served.url}/org/tiny" in str(told.value) and "no token was given" in str(told.value)
     assert "secret HF_TOKEN" in str(told.value) and "environment variable HF_TOKEN" in str(told.value)
-    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(models.HubError, match="your token's account has not accepted its licence"):
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    with pytest.raises(hub.HubError, match="your token's account has not accepted its licence"):
         lw.load("org/tiny")
-    monkeypatch.setenv("HF_TOKEN", served.token)
+    monkeypatch.setenv("HF_TOKEN", "hf_mistyped")
+    with pytest.raises(hub.HubError, match="the Hub doesn't know the token that was sent"):
+        lw.load("org/tiny")
+    monkeypatch.setenv("HF_TOKEN", "hf_accepted")
     assert lw.load("org/tiny", device="cpu")[0].config.num_hidden_layers == 3
 
 
@@ -105,35 +107,57 @@ def test_colabs_secret_comes_before_the_environment(monkeypatch):
 def test_a_name_and_a_revision_that_are_not_there(served):
     with pytest.raises(models.UnknownModel, match=r"the Hub has no model 'org/other'.*token.*Embedded models"):
         lw.load("org/other")
-    with pytest.raises(models.HubError, match="org/tiny has no revision 'v2'"):
+    with pytest.raises(hub.HubError, match="org/tiny has no revision 'v2'"):
         lw.load("org/tiny", revision="v2")
+
+
+def test_a_hub_that_refuses_is_quoted(served):
+    served.busy = True
+    with pytest.raises(hub.HubError, match="the Hub refused org/tiny: .*429"):
+        lw.load("org/tiny")
+
+
+@pytest.mark.parametrize("name", ["my model", "org/my--model"])
+def test_what_can_be_no_name_is_an_unknown_model(name, served):
+    with pytest.raises(models.UnknownModel, match="can't be the name of a model on the Hub.*Embedded models"):
+        lw.load(name)
+
+
+def test_a_configuration_that_is_none(served):
+    (served.repos["org/tiny"] / "config.json").write_text("{")
+    with pytest.raises(hub.HubError, match="config.json as the Hub has it is no JSON"):
+        lw.load("org/tiny")
 
 
 def test_a_model_of_pickles_is_refused(served):
     (served.repos["org/tiny"] / "model.safetensors").rename(served.repos["org/tiny"] / "pytorch_model.bin")
-    with pytest.raises(models.HubError, match="model.safetensors is not there.*pickled weights are not read"):
+    with pytest.raises(hub.HubError, match="model.safetensors is not there.*pickled weights are not read"):
         lw.load("org/tiny")
 
 
-def test_without_a_network_the_cache_is_taken_and_what_is_in_it_is_named(served):
+def test_without_a_network_the_cache_is_taken_and_what_is_in_it_is_named(served, waits):
     lw.load("org/tiny", device="cpu")
     served.point_at("http://127.0.0.1:9")  # where nobody answers
     model, tokenizer = lw.load("org/tiny", device="cpu")
     assert tokenizer is not None and results.fingerprint(model) == COMMIT
-    with pytest.raises(models.HubError) as told:
+    assert not waits, "for a Hub that isn't needed"
+    with pytest.raises(hub.Unreachable) as told:
         lw.load("org/other")
     assert "can't be reached" in str(told.value) and "org/tiny" in str(told.value) and "embedded/6L" in str(told.value)
+    with pytest.raises(hub.Unreachable, match="revision v1 of org/tiny is not in the cache"):
+        lw.load("org/tiny", revision="v1")
 
 
-def test_an_interrupted_download_goes_on_where_it_stopped(served, tmp_path):
-    served.breaks, served.breaks_left = "model.safetensors", 1
-    lw.load("org/tiny", device="cpu")  # the client asks once more by itself
-    weights = [path for path in served.asked if path.startswith("GET") and path.endswith("model.safetensors")]
-    assert len(weights) == 2
-
-    shutil.rmtree(tmp_path / "cache")
-    served.breaks_left = 100
-    with pytest.raises(models.HubError, match="broke off.*run it again"):
-        lw.load("org/tiny", device="cpu")
-    served.breaks_left = 0
-    assert lw.load("org/tiny", device="cpu")[0].config.num_hidden_layers == 3
+def test_after_an_interrupted_download_whole_files_are_not_fetched_again(served, tmp_path):
+    tiny().save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
+    served.repos["org/sharded"] = tmp_path / "sharded"
+    first, *_, last = sorted(path.name for path in (tmp_path / "sharded").glob("*.safetensors"))
+    served.breaks, served.breaks_left = last, 100
+    with pytest.raises(hub.HubError, match="broke off.*Run it again"):
+        lw.load("org/sharded", device="cpu")
+    assert first in fetched(served)
+    served.asked.clear()
+    served.breaks_left = 1  # one more, after which the client tries again by itself
+    model, _ = lw.load("org/sharded", device="cpu")
+    assert torch.equal(model(random_tokens()).logits, tiny()(random_tokens()).logits)
+    assert first not in fetched(served) and fetched(served).count(last) == 2

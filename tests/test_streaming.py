@@ -70,31 +70,6 @@ def test_padding_is_left_out_and_batches_make_no_difference(tmp_path):
     assert torch.equal(lw.load(folder, device="cpu")[0](tokens).logits, expected(tokens).logits)
 
 
-def test_only_one_block_is_in_memory_at_a_time(tmp_path, monkeypatch):
-    model = checkpoint(tmp_path / "dense", num_hidden_layers=6)
-    held = []
-    from layerwise import streaming
-
-    give = streaming._Weights.give
-
-    def counted(self, module, name, key, device):
-        give(self, module, name, key, device)
-        held.append(sum(p.numel() for p in everything[0].parameters() if not p.is_meta))
-
-    everything = []
-    empty = streaming._empty
-
-    def noted(folder):
-        everything.append(empty(folder))
-        return everything[0]
-
-    monkeypatch.setattr(streaming._Weights, "give", counted)
-    monkeypatch.setattr(streaming, "_empty", noted)
-    lw.compress_checkpoint(tmp_path / "dense", tmp_path / "small", plans(model)["bits"], device="cpu")
-    shape = lw.shape(model)
-    assert max(held) <= shape.other_parameters + max(shape.parameters)
-
-
 def test_bad_input_is_named_and_leaves_no_folder(tmp_path):
     model = checkpoint(tmp_path / "dense")
     every, target = plans(model), tmp_path / "small"

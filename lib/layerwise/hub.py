@@ -22,6 +22,10 @@ class HubError(OSError):
     """A model that could not be had from the Hub."""
 
 
+class Unreachable(HubError):
+    """The Hub doesn't answer, and the cache hasn't got it."""
+
+
 class NotOnHub(HubError):
     """A name that the Hub doesn't know, or doesn't tell of."""
 
@@ -41,8 +45,7 @@ def download(name: str, revision: str | None, weights: Callable[[dict], list[str
 
     `weights` gets the configuration before anything large is fetched: it raises if the model is of no use, and returns
     the names of the files with the weights, or none if they are model.safetensors or what its index lists. Files that
-    are there already are not fetched again, a download that broke off goes on where it stopped, and without a network
-    what is in the cache is taken.
+    are there already are not fetched again, and without a network what is in the cache is taken.
 
     Raises HubError, which says what to do: for a licence that wasn't accepted, a revision that isn't there, weights
     that are no safetensors, a Hub that can't be reached; NotOnHub for a name that it doesn't know.
@@ -50,8 +53,8 @@ def download(name: str, revision: str | None, weights: Callable[[dict], list[str
     options = {"repo_id": name, "revision": revision, "token": token()}
     with _explained("model", name, revision, options["token"]):
         config = Path(hf_hub_download(filename="config.json", **options))
-        own = weights(json.loads(config.read_text(encoding="utf-8")))
-        files = ["config.json", *(own or _weights(options))]
+        own = weights(_read(config))
+        files = ["config.json", *(own or _weights(config.parent, options))]
         return Path(snapshot_download(allow_patterns=[*files, *BESIDE], **options))
 
 
@@ -67,14 +70,10 @@ def _explained(kind: str, name: str, revision: str | None, sent: str | None) -> 
     """What goes wrong inside, as a HubError that says what to do."""
     try:
         yield
-    except errors.EntryNotFoundError as error:
-        if isinstance(error, errors.LocalEntryNotFoundError):  # neither in the cache, nor could the Hub be asked
-            raise HubError(_unreachable(kind, name)) from error
-        missing = str(getattr(getattr(error, "response", None), "url", "a file")).split("/")[-1]
-        hint = ". A model needs config.json and safetensors; pickled weights are not read and must be converted"
-        raise HubError(f"{name}: {missing} is not there{hint if kind == 'model' else ''}") from error
+    except errors.HFValidationError as error:
+        raise NotOnHub(f"{name!r} can't be the name of a {kind} on the Hub") from error
     except errors.GatedRepoError as error:
-        raise HubError(_gated(name, sent)) from error
+        raise HubError(_gated(kind, name, sent)) from error
     except errors.RevisionNotFoundError as error:
         raise HubError(f"{name} has no revision {revision!r}: give a branch, a tag or a commit") from error
     except errors.RepositoryNotFoundError as error:
@@ -82,10 +81,22 @@ def _explained(kind: str, name: str, revision: str | None, sent: str | None) -> 
             f"the Hub has no {kind} {name!r}, or one that only the holder of a token may see: check the name, and give "
             f"a token if it is private ({HOW_TO_GIVE_IT})"
         ) from error
-    except (OSError, httpx.HTTPError) as error:
+    except errors.LocalEntryNotFoundError as error:  # not in the cache, and asking the Hub for it failed
+        if isinstance(error.__cause__, errors.HfHubHTTPError):
+            raise HubError(_refused(name, error.__cause__)) from error
+        raise Unreachable(_unreachable(kind, name, revision)) from error
+    except errors.EntryNotFoundError as error:
+        missing = str(getattr(getattr(error, "response", None), "url", "a file")).split("/")[-1]
+        hint = ". A model needs config.json and safetensors; pickled weights are not read and must be converted"
+        raise HubError(f"{name}: {missing} is not there{hint if kind == 'model' else ''}") from error
+    except errors.HfHubHTTPError as error:
+        raise HubError(_refused(name, error)) from error
+    except httpx.TransportError as error:
         raise HubError(
-            f"the download of {name} broke off: {error}. What has arrived is kept: run it again and it goes on there"
+            f"the download of {name} broke off: {error}. Run it again: files that are complete are not fetched again"
         ) from error
+    except OSError as error:  # no room, or no right to write
+        raise HubError(f"{name} can't be kept in {constants.HF_HUB_CACHE}: {error}") from error
 
 
 def cached(kind: str = "model") -> list[str]:
@@ -97,31 +108,44 @@ def cached(kind: str = "model") -> list[str]:
     return sorted(repo.repo_id for repo in found if repo.repo_type == kind)
 
 
-def _weights(options) -> list[str]:
+def _weights(snapshot: Path, options) -> list[str]:
     """Names of the files with the weights: those of the index, or the one without an index."""
+    single = "model.safetensors"
+    if not (snapshot / INDEX).exists() and (snapshot / single).exists():
+        return [single]  # of this very commit, so the Hub need not be asked for an index
     try:
         index = Path(hf_hub_download(filename=INDEX, **options))
     except errors.EntryNotFoundError as error:
-        if isinstance(error, errors.LocalEntryNotFoundError) and not _is_cached(options, "model.safetensors"):
+        if isinstance(error, errors.LocalEntryNotFoundError):
             raise
-        hf_hub_download(filename="model.safetensors", **options)  # or an error that names it
-        return ["model.safetensors"]
-    return [INDEX, *sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+        hf_hub_download(filename=single, **options)  # or an error that names it
+        return [single]
+    return [INDEX, *sorted(set(_read(index)["weight_map"].values()))]
 
 
-def _is_cached(options, file) -> bool:
-    found = huggingface_hub.try_to_load_from_cache(options["repo_id"], file, revision=options["revision"])
-    return isinstance(found, str)
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HubError(f"{path.name} as the Hub has it is no JSON: {error}") from error
 
 
-def _gated(name, sent) -> str:
+def _refused(name, error) -> str:
+    if error.response.status_code == 401:
+        return f"the Hub doesn't know the token that was sent for {name}: give another one ({HOW_TO_GIVE_IT}), or none"
+    return f"the Hub refused {name}: {error}"
+
+
+def _gated(kind, name, sent) -> str:
+    page = name if kind == "model" else f"datasets/{name}"
     why = "your token's account has not" if sent else "no token was given, so nobody has"
     return (
-        f"{name} is gated: {why} accepted its licence. Accept it at {constants.ENDPOINT}/{name}, then give a token of "
+        f"{name} is gated: {why} accepted its licence. Accept it at {constants.ENDPOINT}/{page}, then give a token of "
         f"that account ({HOW_TO_GIVE_IT})"
     )
 
 
-def _unreachable(kind, name) -> str:
+def _unreachable(kind, name, revision) -> str:
     there = ", ".join(cached(kind)) or "none"
-    return f"the Hub can't be reached, and {name} is not in the cache. Those that are: {there}"
+    which = f"revision {revision} of {name}" if revision else name
+    return f"the Hub can't be reached, and {which} is not in the cache. In it are: {there}"

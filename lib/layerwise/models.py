@@ -31,9 +31,6 @@ class UnknownModel(ValueError):
     """A name that is no embedded model, no local folder and nothing on the Hub."""
 
 
-HubError = hub.HubError
-
-
 class DamagedModel(ValueError):
     """A folder that lacks part of a model, or whose weights can't be read or computed with."""
 
@@ -54,8 +51,8 @@ def load(name, device="auto", dtype="auto", revision=None):
     `revision` is a branch, tag or commit on the Hub; the commit that was read is in `results.fingerprint(model)`. The
     model is in eval mode and its parameters want no gradients: call `model.requires_grad_()` to train it.
 
-    Raises UnknownModel, DamagedModel, HubError (no licence accepted, no network, ...), or UnsupportedArchitecture,
-    the last before any weights are read.
+    Raises UnknownModel, DamagedModel, `hub.HubError` (a licence that wasn't accepted, no network, ...), or
+    UnsupportedArchitecture, the last before any weights are read.
     """
     name = os.fspath(name)
     folder = local(name, revision)
@@ -166,8 +163,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
         return hub.download(name, revision, _own_files)
     except hub.NotOnHub as error:
         raise UnknownModel(_unknown(name, f"and {error}")) from error
-    except hub.HubError as error:
-        raise hub.HubError(f"{error}. What needs no network: {', '.join(embedded())}, and folders") from error
+    except hub.Unreachable as error:
+        raise hub.Unreachable(f"{error}. What needs no network: {', '.join(embedded())}, and folders") from error
 
 
 def _own_files(config: dict) -> list[str]:

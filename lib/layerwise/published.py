@@ -1,4 +1,4 @@
-"""Published corpora, as files of one commit each, so that everybody reads the same text."""
+"""Published corpora, as files of one commit each but for PTB, so that everybody reads the same text."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ BUFFER = 10_000  # documents among which the next one is drawn
 class Published:
     """A corpus on the Hub: a file for each split, the field with the text, and what its rows are.
 
-    Rows are documents, unless `joined` says what the rows of one long text are joined by. Of a corpus with one file
-    for both splits every fifth row is for testing.
+    Rows are documents, unless `joined` says what they are joined by into one long text, of which windows are then drawn
+    from everywhere. Of a corpus with one file for both splits every fifth row is for testing.
     """
 
     dataset: str
@@ -77,5 +77,6 @@ CORPORA = {
             "calibration": "data/validation-00000-of-00001-0f92e2337f79aeac.parquet",
             "test": "data/test-00000-of-00001-29a571947c0b5ccc.parquet",
         },
+        joined="\n\n",  # so that windows come from all books, of which each is longer than most draws
     ),
 }

@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -42,8 +43,9 @@ class Store:
 
     def read(self, file: Path) -> list[dict] | None:
         """Rows of a finished point; None if there are none. A file that isn't whole is reported, and counts as none."""
+        there = file.exists()  # asked first: another process may put it in place meanwhile
         rows = self.finished(file)
-        if rows is None and file.exists():
+        if rows is None and there:
             warnings.warn(f"{file} is damaged: the rows of this point are computed anew", stacklevel=3)
         return rows
 
@@ -63,9 +65,15 @@ class Store:
             raise self._unwritable(error) from error
 
     def check_writable(self) -> None:
-        """Raise StoreError if nothing can be written, which is better known before hours of work than after."""
+        """Raise StoreError if nothing can be written, which is better known before hours of work than after.
+
+        Removes what killed processes have left half-written.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(f".*{PARTIAL}"):
+                if time.time() - left.stat().st_mtime > 3600:  # no process is still at it
+                    left.unlink(missing_ok=True)
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 file.write(b"rows")
         except OSError as error:

@@ -135,7 +135,7 @@ class _Weights:
             raise DamagedModel(f"{self.folder}: {key} is {list(value.shape)}, config.json says {list(empty.shape)}")
         if not value.isfinite().all():
             raise DamagedModel(f"{self.folder}: the weights {key} hold NaN or infinity; get the checkpoint anew")
-        setattr(owner, last, nn.Parameter(value.to(device, empty.dtype), requires_grad=False))
+        setattr(owner, last, nn.Parameter(value.to(device, empty.dtype, copy=True), requires_grad=False))
 
 
 class _Files:

@@ -13,7 +13,9 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import CancelledError, Executor, as_completed
+from concurrent.futures import Executor, as_completed
+from contextlib import closing
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,8 +51,9 @@ def sweep(
     its `fingerprint`), or start another store.
 
     `executor` is anything with the interface of `concurrent.futures`, such as Dask's `Client.get_executor()`; without
-    one all is run in this process. Each worker makes `shared` once, and only this process writes to the store. A
-    process pool of the standard library takes functions of modules only, Dask those of notebooks too.
+    one all is run in this process. Each worker makes `shared` once, keeps it until its next sweep, and fails its points
+    if that fails (here it would be raised). Only this process writes to the store. A process pool of the standard
+    library takes functions of modules only, Dask those of notebooks too.
 
     A point that fails is a row with its fields and an `error`; the others go on, a warning at the end says which
     failed, and a rerun tries them again. One for which memory doesn't suffice is tried again at half of its field
@@ -71,13 +74,14 @@ def sweep(
     done = len(found) - len(missing)
     with tqdm(total=len(found), initial=done, desc="sweep", unit="point") as bar:
         outcomes = _on_workers(missing, run, setup, executor) if executor else _here(missing, run, setup, kept)
-        for file, outcome in outcomes:
-            found[file] = outcome.rows
-            if outcome.error:
-                failures.append(f"{_named(missing[file])}: {outcome.error}")
-            elif outcome.origin:
-                kept.write(file, outcome.rows, outcome.origin)
-            bar.update()
+        with closing(outcomes):  # whatever ends this, workers get nothing more to do
+            for file, outcome in outcomes:
+                found[file] = outcome.rows
+                if outcome.error:
+                    failures.append(f"{_named(missing[file])}: {outcome.error}")
+                elif outcome.origin:
+                    kept.write(file, outcome.rows, outcome.origin)
+                bar.update()
     if failures:
         listed = "\n  ".join(failures)
         warnings.warn(f"{len(failures)} of {len(points)} points failed:\n  {listed}", stacklevel=2)
@@ -101,21 +105,26 @@ def _here(missing, run, setup, kept) -> Iterator[tuple[Path, Outcome]]:
 def _on_workers(missing, run, setup, executor) -> Iterator[tuple[Path, Outcome]]:
     """Outcomes of points run by an executor, as they are finished."""
     number = uuid.uuid4().hex
-    futures = {executor.submit(_work, number, point, run, setup): file for file, point in missing.items()}
+    futures = {}
     try:
+        for file, point in missing.items():
+            try:
+                futures[executor.submit(_work, number, point, run, setup)] = file
+            except RuntimeError as error:  # the executor has lost its workers, or was shut down
+                yield file, _failed(point, error)
         for future in as_completed(futures):
             file = futures[future]
             try:
                 yield file, Outcome(*future.result())
-            except (Exception, CancelledError) as error:  # the worker is gone, or never understood what was asked
+            except Exception as error:  # the worker is gone, or never understood what was asked
                 yield file, _failed(missing[file], error)
-    finally:  # whatever ends this, nobody waits for the rest
+    finally:
         for future in futures:
             future.cancel()
 
 
 _lock = threading.Lock()
-_made: dict[str, tuple] = {}  # of a worker: what the setup of the sweep gave that it works for, and its provenance
+_made: dict[str, tuple] = {}  # of a worker: for the sweep it works for, what `setup` gave or raised, and provenance
 
 
 def _work(number: str, point: dict, run: Callable, setup: Callable | None) -> tuple:
@@ -123,8 +132,13 @@ def _work(number: str, point: dict, run: Callable, setup: Callable | None) -> tu
     with _lock:
         if number not in _made:
             _made.clear()  # of the sweep before; two models may be more than fit
-            _made[number] = ((setup(),) if setup else (), provenance())
-        shared, origin = _made[number]
+            try:
+                _made[number] = ((setup(),) if setup else (), None, provenance())
+            except Exception as error:  # once is enough: it may have taken long
+                _made[number] = ((), error, {})
+        shared, error, origin = _made[number]
+    if error is not None:
+        return tuple(_failed(point, error, ", in setup"))
     return tuple(_outcome(point, run, shared, origin))
 
 
@@ -133,7 +147,7 @@ def _outcome(point, run, shared, origin) -> Outcome:
         return Outcome(_rows(point, run, shared), origin)
     except torch.OutOfMemoryError as error:
         batch = point.get("batch")
-        if not isinstance(batch, int) or batch < 2:
+        if not isinstance(batch, Integral) or batch < 2:
             return _failed(point, error)
     except Exception as error:
         return _failed(point, error)
@@ -141,7 +155,7 @@ def _outcome(point, run, shared, origin) -> Outcome:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:
-        return Outcome(_rows(point | {"batch": batch // 2}, run, shared), origin)
+        return Outcome(_rows(point | {"batch": int(batch) // 2}, run, shared), origin)
     except Exception as error:
         return _failed(point, error, f", at batch {batch} and again at {batch // 2}")
 
