@@ -6,6 +6,7 @@ import types
 
 import huggingface_hub
 import layerwise as lw
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES, random_tokens, tiny
@@ -47,7 +48,7 @@ def test_only_what_the_model_needs_is_fetched(served):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_comes_as_the_hub_has_it(family, served, tmp_path):
+def test_every_family_goes_from_the_hub_through_everything(family, served, tmp_path):
     model = tiny(family).to(torch.float16)
     model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     assert (tmp_path / "sharded" / hub.INDEX).exists()
@@ -56,6 +57,15 @@ def test_every_family_comes_as_the_hub_has_it(family, served, tmp_path):
     assert tokenizer is None and loaded.dtype == loaded.stored_dtype == torch.float16
     state = model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+
+    loaded, tokens = loaded.float(), random_tokens(8)
+    importance, shape = lw.scores.lim(loaded, tokens), lw.shape(loaded)
+    plan = lw.plans.drop(shape, importance, 1) | lw.plans.dynamic_slices(shape, importance, 0.25, 0.1)
+    plan |= lw.plans.bits(shape, importance, 2, 8, 4)
+    small = lw.compress(loaded, plan, tokens)
+    assert np.isfinite(lw.compare(small, loaded, tokens).loss) and lw.size(small).bytes < lw.size(loaded).bytes
+    again, _ = lw.load(lw.save(small, tmp_path / "small"), device="cpu")
+    assert torch.equal(again(tokens).logits, small(tokens).logits)
 
 
 def test_packed_models_are_downloaded_too(served, tmp_path):
