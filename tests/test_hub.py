@@ -135,7 +135,7 @@ def test_what_can_be_no_name_is_an_unknown_model(name, served):
 
 def test_a_configuration_that_is_none(served):
     (served.repos["org/tiny"] / "config.json").write_text("{")
-    with pytest.raises(hub.HubError, match="config.json as the Hub has it is no JSON"):
+    with pytest.raises(hub.HubError, match="^config.json as the Hub has it is no JSON"):
         lw.load("org/tiny")
 
 

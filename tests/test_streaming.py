@@ -1,5 +1,7 @@
 """Checkpoints compressed block by block: what is written is what `compress` gives."""
 
+import copy
+import gc
 import json
 
 import layerwise as lw
@@ -8,8 +10,10 @@ import pytest
 import torch
 from families import FAMILIES, random_tokens, tiny
 from layerwise import world
+from layerwise.architectures import UnsupportedArchitecture, blocks, linears
 from layerwise.models import DamagedModel
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 
@@ -70,6 +74,105 @@ def test_padding_is_left_out_and_batches_make_no_difference(tmp_path):
     assert torch.equal(lw.load(folder, device="cpu")[0](tokens).logits, expected(tokens).logits)
 
 
+class Watching:
+    """A quantizer of a user's own: gives a new block with its weights rounded, and notes what is in memory."""
+
+    def __init__(self, model, changed):
+        self.held, self.changed = [], changed
+        self.shapes = {tuple(p.shape) for p in blocks(model)[0].parameters()}
+
+    def block(self, block, bits):
+        gc.collect()
+        tensors = [x for x in gc.get_objects() if isinstance(x, nn.Parameter) and not x.is_meta]
+        self.held.append(sum(x.numel() for x in tensors if tuple(x.shape) in self.shapes))
+        new = copy.deepcopy(block)
+        for linear in linears(new).values() if self.changed else ():
+            linear.weight.data.round_(decimals=1)
+        return new
+
+    def __call__(self, model, bits, tokens=None):
+        for i, width in enumerate(bits):
+            if width is not None:
+                blocks(model)[i] = self.block(blocks(model)[i], width)
+        return model
+
+
+def test_a_quantizer_of_ones_own_may_return_another_block(tmp_path):
+    model, tokens = checkpoint(tmp_path / "dense"), random_tokens()
+    plan, own = plans(model)["bits"], Watching(model, changed=True)
+    folder = lw.compress_checkpoint(tmp_path / "dense", tmp_path / "small", plan, quantizer=own, device="cpu")
+    expected = lw.compress(model, plan, quantizer=own)
+    again = AutoModelForCausalLM.from_pretrained(folder)  # nothing is packed, so this is a plain checkpoint
+    assert torch.equal(again(tokens).logits, expected(tokens).logits)
+    assert not torch.equal(again(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize("kind", ["bits", "slices"])
+def test_what_is_in_memory_does_not_grow_with_the_number_of_blocks(kind, tmp_path):
+    held = {}
+    for count in (3, 12):
+        model = checkpoint(tmp_path / f"{count}", num_hidden_layers=count)
+        own, shape = Watching(model, changed=False), lw.shape(model)
+        plan = lw.plans.bits(shape, np.arange(count), count, 8, 4)
+        plan = plan if kind == "bits" else plan | lw.plans.constant_slices(shape, 0.25)
+        del model
+        options = {"quantizer": own, "tokens": random_tokens(8) if kind == "slices" else None}
+        gc.collect()
+        before = len(own.held)
+        lw.compress_checkpoint(tmp_path / f"{count}", tmp_path / "small", plan, device="cpu", **options)
+        held[count] = max(own.held[before:])
+        assert len(own.held) == count
+    assert held[3] == held[12]
+
+
+def test_target_may_be_source_and_what_was_there_is_replaced(tmp_path):
+    model, tokens = checkpoint(tmp_path / "model"), random_tokens()
+    plan = plans(model)["all"]
+    for _ in range(2):
+        folder = lw.compress_checkpoint(tmp_path / "model", tmp_path / "small", plan, tokens, device="cpu")
+    lw.compress_checkpoint(tmp_path / "model", tmp_path / "model", plan, tokens, device="cpu")
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "model").iterdir())
+    assert sum(name.startswith("packed-") for name in files) == 3  # two blocks, and what is around them
+
+
+def test_a_sliced_checkpoint_can_be_quantized(tmp_path):
+    model, tokens = tiny(), random_tokens(8)
+    sliced = lw.compress(model, plans(model)["slices"], tokens)
+    lw.save(sliced, tmp_path / "sliced")
+    plan = lw.plans.bits(lw.shape(model), [0, 1, 2], 2, 8, 4)
+    folder = lw.compress_checkpoint(tmp_path / "sliced", tmp_path / "small", plan, device="cpu")
+    assert torch.equal(lw.load(folder, device="cpu")[0](tokens).logits, lw.compress(sliced, plan)(tokens).logits)
+
+
+def test_packed_checkpoints_of_one_and_of_several_files_come_from_the_hub(standin, tmp_path):
+    model, tokens = checkpoint(tmp_path / "dense"), random_tokens()
+    plan = plans(model)["bits"]
+    standin.repos["org/several"] = lw.compress_checkpoint(tmp_path / "dense", tmp_path / "small", plan, device="cpu")
+    standin.repos["org/one"] = lw.save(lw.compress(model, plan), tmp_path / "one")
+    config = tmp_path / "one" / "config.json"
+    written = json.loads(config.read_text())
+    del written["quantization_config"]["files"]  # as it was written before there could be several
+    config.write_text(json.dumps(written))
+    several, one = (lw.load(name, device="cpu")[0](tokens).logits for name in ("org/several", "org/one"))
+    assert torch.equal(several, one)
+
+
+def test_tied_weights_may_be_stored_under_either_name_but_not_as_two(tmp_path):
+    model, tokens = tiny(tie_word_embeddings=True), random_tokens()
+    folder = lw.save(model, tmp_path / "dense")
+    tensors = load_file(folder / "model.safetensors")
+    plan = plans(model)["drop"]
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    small = lw.compress_checkpoint(folder, tmp_path / "small", plan, device="cpu")
+    assert torch.equal(lw.load(small, device="cpu")[0](tokens).logits, lw.compress(model, plan)(tokens).logits)
+    tensors["model.embed_tokens.weight"] = tensors["lm_head.weight"] + 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DamagedModel, match="config.json ties .* and they differ"):
+        lw.compress_checkpoint(folder, tmp_path / "small", plan, device="cpu")
+
+
 def test_bad_input_is_named_and_leaves_no_folder(tmp_path):
     model = checkpoint(tmp_path / "dense")
     every, target = plans(model), tmp_path / "small"
@@ -101,3 +204,24 @@ def test_a_damaged_checkpoint_is_named_and_leaves_no_folder(change, message, tmp
     with pytest.raises(DamagedModel, match=message):
         lw.compress_checkpoint(folder, tmp_path / "small", plans(tiny())["bits"], device="cpu")
     assert not (tmp_path / "small").exists() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_no_model_is_refused_before_any_work(tmp_path):
+    folder, plan = lw.save(tiny(), tmp_path / "dense"), plans(tiny())["bits"]
+    config = folder / "config.json"
+    written = json.loads(config.read_text())
+
+    def refused(error, message):
+        with pytest.raises(error, match=message):
+            lw.compress_checkpoint(folder, tmp_path / "small", plan, device="cpu")
+
+    config.write_text(json.dumps(written | {"model_type": "gpt2"}))
+    refused(UnsupportedArchitecture, "'gpt2' is not supported")
+    config.write_text(json.dumps(written))
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-100])
+    refused(DamagedModel, "model.safetensors is damaged")
+    (folder / "model.safetensors").unlink()
+    refused(DamagedModel, "it has no model.safetensors")
+    config.unlink()
+    refused(DamagedModel, "it has no config.json")

@@ -70,6 +70,8 @@ def _explained(kind: str, name: str, revision: str | None, sent: str | None) -> 
     """What goes wrong inside, as a HubError that says what to do."""
     try:
         yield
+    except HubError:
+        raise
     except errors.HFValidationError as error:
         raise NotOnHub(f"{name!r} can't be the name of a {kind} on the Hub") from error
     except errors.GatedRepoError as error:
@@ -120,7 +122,8 @@ def _weights(snapshot: Path, options) -> list[str]:
             raise
         hf_hub_download(filename=single, **options)  # or an error that names it
         return [single]
-    return [INDEX, *sorted(set(_read(index)["weight_map"].values()))]
+    places = _read(index).get("weight_map", {})
+    return [INDEX, *sorted(set(places.values()))]
 
 
 def _read(path: Path) -> dict:

@@ -55,17 +55,7 @@ def load(name, device="auto", dtype="auto", revision=None):
     UnsupportedArchitecture, the last before any weights are read.
     """
     name = os.fspath(name)
-    folder = local(name, revision)
-    if not (folder / "config.json").exists():
-        raise DamagedModel(f"{folder} is no model: it has no config.json (a model folder also has model.safetensors)")
-    try:
-        config, _ = PretrainedConfig.get_config_dict(folder)
-    except (OSError, ValueError) as error:
-        raise DamagedModel(f"{folder / 'config.json'} is not a configuration: {error}") from error
-    ours = _own_files(config)
-    if not ours:
-        _check_files(folder)
-
+    folder, config, ours = checked(name, revision)
     small = name.startswith(PREFIX)
     device = torch.device(accelerator() if device == "auto" else device)
     if dtype == "auto":
@@ -133,10 +123,20 @@ def put_in_place(path: Path) -> Iterator[Path]:
         new.rename(path)
 
 
-def local(name, revision: str | None = None) -> Path:
-    """The folder of a model by its name as `load` takes it, downloaded if need be."""
-    name = os.fspath(name)
-    return _folder(name) or _from_hub(name, revision)
+def checked(name: str, revision: str | None = None) -> tuple[Path, dict, list[str]]:
+    """The folder of a model by its name as `load` takes it, downloaded if need be; its configuration; and the files of
+    its weights if they are packed. Raises what `load` does before weights are read."""
+    folder = _folder(name) or _from_hub(name, revision)
+    if not (folder / "config.json").exists():
+        raise DamagedModel(f"{folder} is no model: it has no config.json (a model folder also has model.safetensors)")
+    try:
+        config, _ = PretrainedConfig.get_config_dict(folder)
+    except (OSError, ValueError) as error:
+        raise DamagedModel(f"{folder / 'config.json'} is not a configuration: {error}") from error
+    ours = _own_files(config)
+    if not ours:
+        _check_files(folder)
+    return folder, config, ours
 
 
 def _folder(name: str) -> Path | None:

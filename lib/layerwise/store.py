@@ -11,6 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -72,8 +73,9 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(f".*{PARTIAL}"):
-                if time.time() - left.stat().st_mtime > 3600:  # no process is still at it
-                    left.unlink(missing_ok=True)
+                with suppress(OSError):  # another process may have removed it
+                    if time.time() - left.stat().st_mtime > 3600:  # no process is still at it
+                        left.unlink()
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 file.write(b"rows")
         except OSError as error:

@@ -135,10 +135,10 @@ def _work(number: str, point: dict, run: Callable, setup: Callable | None) -> tu
             try:
                 _made[number] = ((setup(),) if setup else (), None, provenance())
             except Exception as error:  # once is enough: it may have taken long
-                _made[number] = ((), error, {})
-        shared, error, origin = _made[number]
-    if error is not None:
-        return tuple(_failed(point, error, ", in setup"))
+                _made[number] = ((), _told(error, ", in setup"), {})
+        shared, told, origin = _made[number]
+    if told is not None:
+        return tuple(_failed(point, told))
     return tuple(_outcome(point, run, shared, origin))
 
 
@@ -157,12 +157,16 @@ def _outcome(point, run, shared, origin) -> Outcome:
     try:
         return Outcome(_rows(point | {"batch": int(batch) // 2}, run, shared), origin)
     except Exception as error:
-        return _failed(point, error, f", at batch {batch} and again at {batch // 2}")
+        return _failed(point, _told(error, f", at batch {batch} and again at {batch // 2}"))
 
 
-def _failed(point, error, when="") -> Outcome:
-    told = f"{type(error).__name__}{when}: {error}"
+def _failed(point, error: Exception | str) -> Outcome:
+    told = error if isinstance(error, str) else _told(error)
     return Outcome([_named(point) | {"error": told}], {}, told)
+
+
+def _told(error, when="") -> str:
+    return f"{type(error).__name__}{when}: {error}"
 
 
 def _rows(point, run, shared) -> list[dict]:

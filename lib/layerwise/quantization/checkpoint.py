@@ -51,13 +51,17 @@ def write(model: nn.Module, folder: Path) -> None:
             tensors[name] = tensor.detach().contiguous()
         seen.add(id(tensor))
     save_file(tensors, folder / FILE, metadata={"format": "pt"})
-    describe(model, folder, [FILE])
+    describe(model, folder, [FILE], layers(model))
 
 
-def describe(model: nn.Module, folder: Path, names: list[str]) -> None:
-    """Write config.json, which says how to read the files with the tensors of `model`; its weights aren't looked at."""
+def layers(module: nn.Module, prefix: str = "") -> dict[str, dict]:
+    """What config.json says of each packed layer, by its path, which begins with `prefix`."""
+    return {prefix + path: {"bits": layer.bits, "group": layer.group} for path, layer in packed(module).items()}
+
+
+def describe(model: nn.Module, folder: Path, names: list[str], layers: dict[str, dict]) -> None:
+    """Write config.json, which says how to read the files `names` that hold the tensors of `model`."""
     model.config.save_pretrained(folder)
-    layers = {path: {"bits": layer.bits, "group": layer.group} for path, layer in packed(model).items()}
     about = {"quant_method": METHOD, "format": FORMAT, "files": names, "layers": layers}
     about["sha256"] = _sha256([folder / name for name in names], layers)
     file = folder / "config.json"
@@ -69,10 +73,9 @@ def describe(model: nn.Module, folder: Path, names: list[str]) -> None:
 def read(folder: Path) -> nn.Module:
     """The model that `write` wrote, on the CPU. Raises ValueError that says what is wrong with the folder."""
     config = json.loads((folder / "config.json").read_text())
-    about = config.pop("quantization_config")
+    names, about = files(config), config.pop("quantization_config")
     if about.get("format") != FORMAT:
         raise ValueError(f"its format is {about.get('format')!r}, this version of layerwise reads {FORMAT}")
-    names = about.get("files", [FILE])
     if gone := [name for name in names if not (folder / name).exists()]:
         raise ValueError(f"it has no {gone[0]}")
     if _sha256([folder / name for name in names], about.get("layers")) != about.get("sha256"):
