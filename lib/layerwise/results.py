@@ -58,8 +58,9 @@ def save_rows(rows: pd.DataFrame, path, **notes) -> None:
     path = Path(path)
     if path.suffix != ".csv":
         raise ValueError(f"rows are saved as CSV, so the name must end in .csv, not {path.name!r}")
+    origin = provenance()  # before anything is written that git would take for a change of the code
     write(path, rows.to_csv(index=False, lineterminator="\n"))
-    write(path.with_suffix(".json"), json.dumps(provenance() | notes, indent=2, default=plain) + "\n")
+    write(path.with_suffix(".json"), json.dumps(origin | notes, indent=2, default=plain) + "\n")
 
 
 def known_rows(
