@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -32,10 +33,12 @@ class Published:
         path = hub.file(self.dataset, self.files[split], self.revision)
         kind = "parquet" if path.suffix == ".parquet" else "json"
         found = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
-        if len(set(self.files.values())) == 1:
-            found = found.filter(lambda _, i: (i % EVERY == EVERY - 1) == (split == "test"), with_indices=True)
         if self.joined is not None:
             yield self.joined.join(row[self.text] for row in found)
+        elif len(set(self.files.values())) == 1:
+            rows = [row[self.text] for i, row in enumerate(found) if (i % EVERY == EVERY - 1) == (split == "test")]
+            random.Random(seed).shuffle(rows)
+            yield from rows
         else:
             yield from (row[self.text] for row in found.shuffle(seed=seed, buffer_size=BUFFER))
 
