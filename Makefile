@@ -20,7 +20,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python %d.%d is too old: 3.11 or 3.12 is needed. Name one with: make PYTHON=/path/to/python env" % v[:2])'
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quantizers,book,lab,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quantizers,book,lab,cluster,dev]'
 	@touch $@
 
 env: $(STAMP) ## make .venv from constraints.txt

@@ -3,10 +3,12 @@
 import json
 
 import layerwise as lw
+import pandas as pd
 import pytest
 import torch
-from layerwise import world
+from layerwise import published, world
 from layerwise.corpora import CORPORA, check_tokens
+from layerwise.hub import HubError
 from layerwise.world import data
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -29,7 +31,7 @@ def numbered(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("name", CORPORA)
+@pytest.mark.parametrize("name", [name for name in CORPORA if name.startswith("world")])
 def test_world_by_name(name):
     found = lw.tokens(world.tokenizer(), name, n=2, length=40)
     assert found.dtype == torch.int64 and found.shape == (2, 40)
@@ -120,3 +122,64 @@ def test_json_without_text_names_the_record(other, tmp_path):
 def test_no_tokenizer():
     with pytest.raises(ValueError, match="there is no tokenizer"):
         lw.tokens(None)
+
+
+def write(folder, file, rows):
+    """Rows as the Hub has them: parquet, or JSON lines that are compressed."""
+    path = folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame = pd.DataFrame(rows)
+    frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_json(path, orient="records", lines=True)
+
+
+@pytest.fixture(params=published.CORPORA)
+def corpus(request, standin, tmp_path):
+    """Each published corpus, of 60 rows of 50 words; its words in the test split begin with another number."""
+    found = published.CORPORA[request.param]
+    standin.revisions = {found.revision}
+    standin.repos[found.dataset] = tmp_path / "corpus"
+    for split, file in found.files.items():
+        first = 500 if split == "test" else 0
+        rows = [{found.text: " ".join(f"w{(first + i + j) % 1000}" for j in range(50))} for i in range(60)]
+        write(tmp_path / "corpus", file, rows)
+    return request.param
+
+
+def test_published_corpora_are_read_from_the_hub(corpus, other, standin):
+    found = {split: lw.tokens(other, corpus, split, n=5, length=100) for split in ("calibration", "test")}
+    for windows in found.values():
+        assert windows.shape == (5, 100) and not (windows == other.unk_token_id).any()
+    assert not torch.equal(*found.values())
+    requests = len(standin.asked)
+    assert torch.equal(lw.tokens(other, corpus, n=5, length=100), found["calibration"])
+    assert not any(path.startswith("GET") for path in standin.asked[requests:]), "read from the cache"
+    assert not torch.equal(lw.tokens(other, corpus, n=5, length=100, seed=1), found["calibration"])
+    with pytest.raises(ValueError, match=rf"the test split of '{corpus}' is too short: 128 windows of 2048 tokens"):
+        lw.tokens(other, corpus, "test")  # the papers' setting
+
+
+def test_rows_of_one_long_text_are_joined_and_documents_are_not(other, standin, tmp_path):
+    ends = {}
+    for name, found in published.CORPORA.items():
+        standin.revisions = {found.revision}
+        standin.repos[found.dataset] = tmp_path / name
+        for file in found.files.values():
+            write(tmp_path / name, file, [{found.text: f"w{i} w{i + 1} w{i + 2}"} for i in range(100)])
+        ends[name] = (lw.tokens(other, name, n=4, length=10) == other.eos_token_id).sum().item()
+    assert ends == {"wikitext2": 0, "ptb": 0, "pg19": 0, "c4": 10, "alpaca": 10}
+
+
+def test_splits_of_a_corpus_of_one_file_have_no_row_in_common(other, standin, tmp_path):
+    found = published.CORPORA["alpaca"]
+    standin.revisions, standin.repos[found.dataset] = {found.revision}, tmp_path / "alpaca"
+    write(tmp_path / "alpaca", found.files["test"], [{"text": f"w{i}"} for i in range(100)])
+    splits = [
+        set(lw.tokens(other, "alpaca", split, n=10, length=4).flatten().tolist()) for split in ("test", "calibration")
+    ]
+    assert splits[0] & splits[1] == {other.eos_token_id}
+
+
+def test_a_published_corpus_without_a_network_says_so(other, standin):
+    standin.point_at("http://127.0.0.1:9")
+    with pytest.raises(HubError, match="the Hub can't be reached, and revision b08.* of Salesforce/wikitext is not in"):
+        lw.tokens(other, "wikitext2")

@@ -160,26 +160,14 @@ def test_code_in_a_checkpoint_is_not_run(saved):
     assert type(lw.load(saved, device="cpu")[0]).__name__ == "LlamaForCausalLM"
 
 
-def test_hub_that_cannot_be_reached(monkeypatch):
-    def unreachable(*_, **__):
-        raise OSError("no connection")
-
-    monkeypatch.setattr(models.PretrainedConfig, "get_config_dict", unreachable)
-    with pytest.raises(
-        models.UnknownModel, match="'someone/model', and it could not be had from the Hub.*Embedded models"
-    ):
-        lw.load("someone/model")
-
-
-def test_repository_of_the_hub_without_tokenizer_or_safetensors(saved, monkeypatch):
-    for holder, name in (
-        (models.PretrainedConfig, "get_config_dict"),
-        (models.AutoModelForCausalLM, "from_pretrained"),
-    ):
-        read = getattr(holder, name)
-        monkeypatch.setattr(holder, name, lambda _, *, read=read, **options: read(saved, **options))
-    monkeypatch.setattr(models, "has_file", lambda _, file, revision: (saved / file).is_file())
-    assert lw.load("someone/model", device="cpu")[1] is None
-    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
-    with pytest.raises(models.DamagedModel, match="someone/model: no weights could be read; only safetensors are"):
-        lw.load("someone/model", device="cpu")
+@pytest.mark.parametrize(("stored", "native", "expected"), [
+    ("bfloat16", False, torch.float16), ("bfloat16", True, "auto"), ("float16", False, "auto"),
+])  # fmt: skip
+def test_a_gpu_without_bfloat16_gets_float16_and_a_warning(stored, native, expected, monkeypatch, recwarn):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    assert models.dtype_for({"dtype": stored}, torch.device("cuda")) == expected
+    told = [str(warning.message) for warning in recwarn]
+    assert told == ([] if expected == "auto" else ["Tesla T4 has no bfloat16, so this model is loaded in float16, "
+                                                   "which overflows sooner"])  # fmt: skip
+    assert models.dtype_for({"dtype": stored}, torch.device("cpu")) == "auto"

@@ -74,7 +74,7 @@ def test_everything_that_the_project_installs_is_pinned_within_its_ranges(others
                 for one in ("", *wanted.extras):
                     walk(requirement, one)
 
-    walk("layerwise[quantizers,book,lab,dev]", "")
+    walk("layerwise[quantizers,book,lab,cluster,dev]", "")
     assert len(seen) > 100 and set(others) <= {name for name, *_ in seen}
 
 
@@ -97,8 +97,8 @@ def test_conda_installs_from_the_same_lock():
         assert str(wanted.specifier) == f"=={pins()[canonicalize_name(wanted.name)]}", line
     makefile = (ROOT / "Makefile").read_text()
     assert (
-        "--constraint constraints.txt --editable '.[quantizers,book,lab,dev]'" in makefile
-        and "-e .[quantizers,book,lab,dev]" in pip
+        "--constraint constraints.txt --editable '.[quantizers,book,lab,cluster,dev]'" in makefile
+        and "-e .[quantizers,book,lab,cluster,dev]" in pip
     )
 
 

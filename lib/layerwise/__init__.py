@@ -18,6 +18,7 @@ _FUNCTIONS = {
     "shape": "architectures",
     "calibrate": "slicing",
     "compress": "compression",
+    "compress_checkpoint": "streaming",
     "Plan": "plans",
     "Layer": "plans",
     "Assembly": "assembly",
@@ -27,7 +28,7 @@ _FUNCTIONS = {
     "answers": "evaluation",
     "size": "evaluation",
     "speed": "timing",
-    "sweep": "results",
+    "sweep": "sweeps",
 }
 _MODULES = (
     "architectures",

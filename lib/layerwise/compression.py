@@ -54,10 +54,10 @@ def compress(
     NaN or infinite, naming the block; ImportError if the package of a quantizer is missing. Warns if there are fewer
     tokens than the stream is wide.
     """
-    _check_plan(model, plan)
+    check_plan(model, plan)
     if plan.slices:
         _check_slicing(model, plan, tokens, calibration, mask, batch, inplace)
-    quantize = _check_quantizer(model, by_name(quantizer), plan, tokens, mask)
+    quantize = check_quantizer(model, by_name(quantizer), plan, tokens, mask)
     if len(plan.kept) < len(plan.layers):
         model, inplace = remove_blocks(model, plan, inplace), True
         plan = Plan(plan.kept, plan.width, plan.head)
@@ -91,7 +91,7 @@ def _check_slicing(model, plan, tokens, calibration, mask, batch, inplace) -> No
         raise ValueError("with bases, tokens, mask and inplace have no effect: the bases hold all that is needed")
 
 
-def _check_quantizer(model, quantizer, plan, tokens, mask) -> Callable | None:
+def check_quantizer(model, quantizer, plan, tokens, mask) -> Callable | None:
     """What quantizes a model by the plan, or None if it sets no bits. Raises ValueError before any work is done."""
     name = getattr(quantizer, "name", getattr(quantizer, "__name__", "the quantizer"))
     bits, outliers = ([getattr(layer, name) for layer in plan.kept] for name in ("bits", "outliers"))
@@ -125,7 +125,8 @@ def _check_quantizer(model, quantizer, plan, tokens, mask) -> Callable | None:
     return quantize
 
 
-def _check_plan(model, plan: Plan) -> None:
+def check_plan(model, plan: Plan) -> None:
+    """Raise ValueError unless `plan` is one for this model, and asks for something."""
     if not isinstance(plan, Plan):
         raise ValueError(f"plan must be a Plan, such as lw.plans.constant_slices(lw.shape(model), 0.25), not {plan!r}")
     count, width = len(blocks(model)), model.config.hidden_size

@@ -17,31 +17,37 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from layerwise import world
+from layerwise import published, world
 from layerwise.world import data
 
 SPLITS = ("calibration", "test")
 TEST_SHARE = 0.2  # the end of a local file is its test split
 
 
-def tokens(tokenizer, name="world", split="calibration", n=128, length=256, seed=0) -> Tensor:
+def tokens(tokenizer, name="world", split="calibration", n=128, length=None, seed=0) -> Tensor:
     """`n` windows of `length` tokens of a corpus, drawn by `seed`: int64 `[n, length]`.
 
-    `name` is "world", one kind of its text such as "world/people", or the path of a text file (`.txt`: one document;
-    `.jsonl`: one document per line, in the field "text"). `split` is "calibration" or "test".
+    `name` is "world", one kind of its text such as "world/people", a published corpus ("wikitext2", "ptb", "c4",
+    "alpaca", "pg19", downloaded once from the Hub), or the path of a text file (`.txt`: one document; `.jsonl`: one
+    document per line, in the field "text"). `split` is "calibration" or "test". Unless given, `length` is 2,048 for
+    published corpora, as in the papers, and 256 for others.
 
     The world read by its own tokenizer begins every window with a document, as its models were trained; each seed is
-    other text. Elsewhere documents are joined by the end-of-text token and cut into windows without gap or overlap.
+    other text. Elsewhere documents are joined by the end-of-text token and cut into windows without gap or overlap;
+    WikiText-2 and PTB are one document each.
 
-    Raises ValueError for an unknown name or split, and for text too short for `n` windows.
+    Raises ValueError for an unknown name or split, and for text too short for `n` windows; HubError for a published
+    corpus that can't be downloaded.
     """
     if tokenizer is None:
         raise ValueError("there is no tokenizer: a model saved without one can only be given tokens made elsewhere")
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r}: take one of {', '.join(map(repr, SPLITS))}")
+    name = str(name)
+    if length is None:
+        length = 2048 if name in published.CORPORA else 256
     if n < 1 or length < 1:
         raise ValueError(f"cannot draw {n} windows of {length} tokens: both must be at least 1")
-    name = str(name)
     draw = CORPORA.get(name) or partial(from_documents, partial(_file_documents, name), name=name)
     return draw(tokenizer, split=split, n=n, length=length, seed=seed)
 
@@ -49,17 +55,32 @@ def tokens(tokenizer, name="world", split="calibration", n=128, length=256, seed
 def from_documents(load: Callable[[str], Iterable[str]], tokenizer, name, split, n, length, seed) -> Tensor:
     """Windows of a finite corpus, where `load(split)` gives its documents: int64 `[n, length]` in random order."""
     stream = _stream(tokenizer, load(split))
-    if len(stream) < n * length:
-        raise ValueError(
-            f"the {split} split of {name!r} is too short: {n} windows of {length} tokens need {n * length}, and it has "
-            f"{len(stream)}, enough for n={len(stream) // length}"
-        )
+    _check_length(stream, name, split, n, length)
     generator = torch.Generator().manual_seed(seed)
     # The rest that fills no window is split by chance between both ends, so that seeds cut at different places.
     offset = int(torch.randint(len(stream) % length + 1, (1,), generator=generator))
     whole = torch.tensor(stream[offset:], dtype=torch.int64)
     whole = whole[: len(whole) // length * length].view(-1, length)
     return whole[torch.randperm(len(whole), generator=generator)[:n]]
+
+
+def _from_published(tokenizer, split, n, length, seed, name) -> Tensor:
+    """Windows of a published corpus; of one of many documents only as many are read as it takes."""
+    corpus = published.CORPORA[name]
+    if corpus.joined is not None:
+        load = partial(corpus.documents, seed=seed)
+        return from_documents(load, tokenizer, name=name, split=split, n=n, length=length, seed=seed)
+    stream = _stream(tokenizer, corpus.documents(split, seed), enough=n * length)
+    _check_length(stream, name, split, n, length)
+    return torch.tensor(stream[: n * length], dtype=torch.int64).view(n, length)
+
+
+def _check_length(stream, name, split, n, length):
+    if len(stream) < n * length:
+        raise ValueError(
+            f"the {split} split of {name!r} is too short: {n} windows of {length} tokens need {n * length}, and it has "
+            f"{len(stream)}, enough for n={len(stream) // length}"
+        )
 
 
 def _from_world(tokenizer, split, n, length, seed, kind=None) -> Tensor:
@@ -75,6 +96,7 @@ def _from_world(tokenizer, split, n, length, seed, kind=None) -> Tensor:
 CORPORA: dict[str, Callable[..., Tensor]] = {
     "world": _from_world,
     **{f"world/{kind}": partial(_from_world, kind=kind) for kind in data.KINDS},
+    **{name: partial(_from_published, name=name) for name in published.CORPORA},
 }
 
 

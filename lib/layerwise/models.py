@@ -9,14 +9,17 @@ import difflib
 import json
 import os
 import tempfile
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig, PretrainedConfig
-from transformers.utils import has_file, logging
+from transformers.utils import logging
 
+from layerwise import hub
 from layerwise.architectures import architecture
 from layerwise.quantization import checkpoint, gptq, packed
 
@@ -44,46 +47,36 @@ def load(name, device="auto", dtype="auto", revision=None):
 
     `device` "auto" is the accelerator if there is one, else the CPU. `dtype` "auto" is float32 for embedded models,
     whose results are then the same everywhere, and the checkpoint's own for others; the dtype of the checkpoint is kept
-    as `model.stored_dtype`, for counting bytes. `revision` is a branch, tag or commit on the Hub. The model is in eval
-    mode and its parameters want no gradients: call `model.requires_grad_()` to train it.
+    as `model.stored_dtype`, for counting bytes. A GPU that has no bfloat16 gets float16 instead, and a warning says so.
+    `revision` is a branch, tag or commit on the Hub; the commit that was read is in `results.fingerprint(model)`. The
+    model is in eval mode and its parameters want no gradients: call `model.requires_grad_()` to train it.
 
-    Raises UnknownModel, DamagedModel, or UnsupportedArchitecture, the last before any weights are read.
+    Raises UnknownModel, DamagedModel, `hub.HubError` (a licence that wasn't accepted, no network, ...), or
+    UnsupportedArchitecture, the last before any weights are read.
     """
     name = os.fspath(name)
-    folder = _folder(name)
-    source = str(folder or name)
-    if folder and not (folder / "config.json").exists():
-        raise DamagedModel(f"{folder} is no model: it has no config.json (a model folder also has model.safetensors)")
-    try:
-        config, _ = PretrainedConfig.get_config_dict(source, revision=revision)
-    except (OSError, ValueError) as error:
-        if folder:
-            raise DamagedModel(f"{folder / 'config.json'} is not a configuration: {error}") from error
-        raise UnknownModel(_unknown(name, "and it could not be had from the Hub")) from error
-    architecture(config.get("model_type", ""))
-    ours = checkpoint.is_ours(config)
-    if folder and not ours:
-        _check_files(folder)
-
+    folder, config, ours = checked(name, revision)
     small = name.startswith(PREFIX)
-    if dtype == "auto" and small:
-        dtype = torch.float32
-    device = torch.device(_accelerator() if device == "auto" else device)
+    device = torch.device(accelerator() if device == "auto" else device)
+    if dtype == "auto":
+        dtype = torch.float32 if small else dtype_for(config, device)
     if ours:
-        model = _read_packed(folder, dtype)
+        model = _read_packed(folder, dtype).to(device)
     elif (config.get("quantization_config") or {}).get("quant_method") == "compressed-tensors":
         with gptq.quiet():  # unpacked at once, not in the middle of the first forward pass
             unpacked = CompressedTensorsConfig(dequantize=True)
-            model = _read(source, dtype, revision, quiet=True, quantization_config=unpacked)
+            model = _read(folder, dtype, device, quiet=True, quantization_config=unpacked)
     else:
-        model = _read(source, dtype, revision, quiet=small)
-    model = model.to(device).eval().requires_grad_(False)
+        model = _read(folder, dtype, device, quiet=small)
+    model = model.eval().requires_grad_(False)
     for tensor, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise DamagedModel(f"{name}: the weights {tensor} hold NaN or infinity; get the checkpoint anew")
-    stored = config.get("dtype") or config.get("torch_dtype")
-    model.stored_dtype = getattr(torch, str(stored).removeprefix("torch.")) if stored else model.dtype
-    return model, _tokenizer(source, revision)
+    stored = _stored(config)
+    model.stored_dtype = stored or model.dtype
+    if _folder(name) is None:
+        model.config._commit_hash = folder.name  # the cache calls a snapshot by its commit
+    return model, _tokenizer(folder)
 
 
 def save(model, path, tokenizer=None) -> Path:
@@ -99,12 +92,7 @@ def save(model, path, tokenizer=None) -> Path:
     It is written beside `path` and put in place when it is complete, so that a crash leaves no half of a model. A model
     that is there is replaced; a folder that holds something else is an error.
     """
-    path = Path(path).expanduser().absolute()
-    if path.exists() and not (path.is_dir() and ((path / "config.json").exists() or not any(path.iterdir()))):
-        raise ValueError(f"{path} exists and is not a model: choose another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-        new = Path(temporary) / "new"
+    with put_in_place(Path(path)) as new:
         with _reports(bars=False):
             if packed(model):
                 checkpoint.write(model, new)
@@ -114,10 +102,41 @@ def save(model, path, tokenizer=None) -> Path:
                 model.save_pretrained(new)
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
+    return Path(path).expanduser().absolute()
+
+
+@contextmanager
+def put_in_place(path: Path) -> Iterator[Path]:
+    """A folder to write a model to, that takes the place of `path` when all of it is written.
+
+    Raises ValueError if something is there that is no model.
+    """
+    path = path.expanduser().absolute()
+    if path.exists() and not (path.is_dir() and ((path / "config.json").exists() or not any(path.iterdir()))):
+        raise ValueError(f"{path} exists and is not a model: choose another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        new = Path(temporary) / "new"
+        yield new
         if path.exists():
             path.rename(Path(temporary) / "old")  # a folder can't be replaced in one step
         new.rename(path)
-    return path
+
+
+def checked(name: str, revision: str | None = None) -> tuple[Path, dict, list[str]]:
+    """The folder of a model by its name as `load` takes it, downloaded if need be; its configuration; and the files of
+    its weights if they are packed. Raises what `load` does before weights are read."""
+    folder = _folder(name) or _from_hub(name, revision)
+    if not (folder / "config.json").exists():
+        raise DamagedModel(f"{folder} is no model: it has no config.json (a model folder also has model.safetensors)")
+    try:
+        config, _ = PretrainedConfig.get_config_dict(folder)
+    except (OSError, ValueError) as error:
+        raise DamagedModel(f"{folder / 'config.json'} is not a configuration: {error}") from error
+    ours = _own_files(config)
+    if not ours:
+        _check_files(folder)
+    return folder, config, ours
 
 
 def _folder(name: str) -> Path | None:
@@ -136,6 +155,22 @@ def _folder(name: str) -> Path | None:
     if _close(name, cutoff=0.75):  # a slip of the pen: say so, instead of asking the Hub until it times out
         raise UnknownModel(_unknown(name))
     return None
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    """The folder of a model of the Hub, downloaded if need be."""
+    try:
+        return hub.download(name, revision, _own_files)
+    except hub.NotOnHub as error:
+        raise UnknownModel(_unknown(name, f"and {error}")) from error
+    except hub.Unreachable as error:
+        raise hub.Unreachable(f"{error}. What needs no network: {', '.join(embedded())}, and folders") from error
+
+
+def _own_files(config: dict) -> list[str]:
+    """The files with the weights of a packed model; raises UnsupportedArchitecture, before anything large is read."""
+    architecture(config.get("model_type", ""))
+    return checkpoint.files(config) if checkpoint.is_ours(config) else []
 
 
 def _close(name: str, cutoff: float) -> str | None:
@@ -176,37 +211,34 @@ def _check_files(folder: Path) -> None:
             raise DamagedModel(f"{folder / file} is damaged or not safetensors ({error}): get it anew") from error
 
 
-def _read(source: str, dtype, revision, quiet: bool, **options):
-    """The model on the CPU; raises DamagedModel if it has no safetensors or they don't fit the configuration."""
+def _read(folder: Path, dtype, device: torch.device, quiet: bool, **options):
+    """The model on its device, shard by shard, so that the host never holds all of it beside the device; raises
+    DamagedModel if the weights don't fit the configuration."""
     try:
         with _reports(bars=not quiet):
             model, report = AutoModelForCausalLM.from_pretrained(
-                source,
+                folder,
                 dtype=dtype,
-                revision=revision,
+                device_map=device,
                 use_safetensors=True,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # so that they are reported with their names
                 output_loading_info=True,
                 **options,
             )
-    except OSError as error:  # of folders it is known that the files are there; a repository of the Hub may lack them
-        raise DamagedModel(
-            f"{source}: no weights could be read; only safetensors are, pickled ones must be converted. {error}"
-        ) from error
+    except OSError as error:
+        raise DamagedModel(f"{folder}: its weights could not be read. {error}") from error
     for what in ("missing", "mismatched", "unexpected"):
         names = sorted(key if isinstance(key, str) else key[0] for key in report[f"{what}_keys"])
         names = [key for key in names if not key.endswith("inv_freq")]  # a constant that old checkpoints hold
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise DamagedModel(f"{source}: the weights do not fit config.json, {what}: {', '.join(names[:3])}{more}")
+            raise DamagedModel(f"{folder}: the weights do not fit config.json, {what}: {', '.join(names[:3])}{more}")
     return model
 
 
-def _read_packed(folder: Path | None, dtype):
+def _read_packed(folder: Path, dtype):
     """A model that was saved with packed layers; raises DamagedModel if it isn't all there."""
-    if folder is None:
-        raise DamagedModel("packed models are read from local folders: download this one first")
     try:
         with _reports(bars=False):
             model = checkpoint.read(folder)
@@ -233,13 +265,31 @@ def _reports(bars: bool):
             logging.enable_progress_bar()
 
 
-def _tokenizer(source: str, revision):
+def _tokenizer(folder: Path):
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-    if not any(has_file(source, file, revision=revision) for file in files):  # in the folder, or on the Hub
+    if not any((folder / file).exists() for file in files):
         return None
-    return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def _accelerator() -> str:
+def _stored(config: dict) -> torch.dtype | None:
+    """What a configuration says that the weights are stored in."""
+    told = config.get("dtype") or config.get("torch_dtype")
+    return getattr(torch, str(told).removeprefix("torch.")) if told else None
+
+
+def dtype_for(config: dict, device: torch.device) -> str | torch.dtype:
+    """The dtype of the checkpoint ("auto"); float16 for bfloat16 on a GPU that only emulates it, with a warning."""
+    if _stored(config) != torch.bfloat16 or device.type != "cuda":
+        return "auto"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "auto"
+    gpu = torch.cuda.get_device_name(device)
+    warnings.warn(f"{gpu} has no bfloat16, so this model is loaded in float16, which overflows sooner", stacklevel=3)
+    return torch.float16
+
+
+def accelerator() -> str:
+    """The kind of device to work on: an accelerator if there is one, else the CPU."""
     found = torch.accelerator.current_accelerator(check_available=True)
     return found.type if found else "cpu"

@@ -1,69 +1,21 @@
-"""Rows with provenance: the sweep that makes them, the store that survives a kill, the tables that are committed.
-
-A point is a dict of settings; running it gives one or more rows; every finished point is one file, so that whatever
-stops a sweep, a rerun computes only what is missing.
-"""
+"""Rows with provenance, and the tables of them that are committed."""
 
 import datetime
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import os
 import platform
 import subprocess
-import tempfile
-import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
+
+from layerwise.store import plain, source, write
 
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "lm_eval", "datasets", "safetensors")
-
-
-def sweep(points: Iterable[Mapping], run: Callable, setup: Callable | None = None, store="rows/") -> pd.DataFrame:
-    """Run every point that isn't in `store` yet and return all rows, in the order of the points, as a tidy table.
-
-    `run(point)`, or `run(point, shared)` with `shared = setup()` made once and only if something is left to run,
-    returns a dict or a list of dicts; a row is the point's fields plus these, plus `seconds` for the whole point.
-    A point is known again by its fields, the source of `run` and `setup`, and the source of what computes in this
-    library. What else those two call or take from around them is not looked into: put it into the points (of a model,
-    its `fingerprint`), or start another store.
-
-    A point that fails is a row with its fields and an `error`; the others go on, a warning at the end says which
-    failed, and a rerun tries them again. Points are settings that JSON can hold, or functions, which are known by
-    their source and appear in rows by their name.
-    """
-    points = [dict(point) for point in points]
-    code = _source(run) + _source(setup)
-    files = [Path(store) / f"{_key(point, code)}.json" for point in points]
-    found = [_load(file) for file in files]
-    shared: tuple = ()
-    origin = provenance()
-    failures = []
-    bar = tqdm(zip(points, files, strict=True), total=len(points), desc="sweep", unit="point")
-    for i, (point, file) in enumerate(bar):
-        if found[i] is not None:
-            continue
-        if setup is not None and not shared:
-            shared = (setup(),)
-        try:
-            found[i] = _run(point, run, shared)
-        except Exception as error:
-            failures.append(f"{_named(point)}: {type(error).__name__}: {error}")
-            found[i] = [_named(point) | {"error": f"{type(error).__name__}: {error}"}]
-        else:
-            _write(file, json.dumps({"rows": found[i], "provenance": origin}, indent=1, default=_plain))
-    if failures:
-        listed = "\n  ".join(failures)
-        warnings.warn(f"{len(failures)} of {len(points)} points failed:\n  {listed}", stacklevel=2)
-    return pd.DataFrame([row for rows in found for row in rows])
 
 
 def provenance() -> dict:
@@ -106,8 +58,9 @@ def save_rows(rows: pd.DataFrame, path, **notes) -> None:
     path = Path(path)
     if path.suffix != ".csv":
         raise ValueError(f"rows are saved as CSV, so the name must end in .csv, not {path.name!r}")
-    _write(path, rows.to_csv(index=False, lineterminator="\n"))
-    _write(path.with_suffix(".json"), json.dumps(provenance() | notes, indent=2, default=_plain) + "\n")
+    origin = provenance()  # before anything is written that git would take for a change of the code
+    write(path, rows.to_csv(index=False, lineterminator="\n"))
+    write(path.with_suffix(".json"), json.dumps(origin | notes, indent=2, default=plain) + "\n")
 
 
 def known_rows(
@@ -128,6 +81,9 @@ def known_rows(
         print(f"{path.stem}: made now, since no rows of just these models and settings are committed")
         return make()
     rows, origin = make(), provenance()
+    if path.exists():  # as it is now: another process may have added models in the hours that this took
+        before = load_rows(path)
+        told = before.attrs.get("provenance", {"runs": {}})["runs"]
     origin = {name: origin[name] for name in ("date", "commit", "dirty", "cpu", "gpu") if name in origin}
     others = before[~before["model"].isin(list(runs))]
     told = {model: run for model, run in told.items() if model in set(others["model"])}
@@ -138,7 +94,7 @@ def known_rows(
 
 def digest(*functions: Callable) -> str:
     """What tells these functions from changed ones: a digest of their sources."""
-    return hashlib.sha256("\n".join(map(_source, functions)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(map(source, functions)).encode()).hexdigest()[:16]
 
 
 def load_rows(path) -> pd.DataFrame:
@@ -149,84 +105,6 @@ def load_rows(path) -> pd.DataFrame:
     if sidecar.exists():
         rows.attrs["provenance"] = json.loads(sidecar.read_text())
     return rows
-
-
-def _run(point, run, shared):
-    started = time.perf_counter()
-    result = run(point, *shared)
-    seconds = round(time.perf_counter() - started, 3)
-    rows = [result] if isinstance(result, Mapping) else list(result)
-    for row in rows:
-        if not isinstance(row, Mapping):
-            raise TypeError(f"run must return a dict or a list of dicts, not {type(row).__name__}")
-        if clash := sorted(set(row) & set(point)):
-            raise ValueError(f"the result has {', '.join(clash)}, which the point has already: rename one of them")
-    # Through JSON and back, so that fresh rows and stored ones are the same.
-    return json.loads(json.dumps([_named(point) | {"seconds": seconds} | dict(row) for row in rows], default=_plain))
-
-
-def _named(point):
-    return {name: value.__name__ if callable(value) else value for name, value in point.items()}
-
-
-def _key(point, code):
-    text = json.dumps(point, sort_keys=True, default=lambda value: _source(value) if callable(value) else _plain(value))
-    return hashlib.sha256("\n".join([_library(), code, text]).encode()).hexdigest()[:32]
-
-
-@cache
-def _library() -> str:
-    """The sources of this library, but for those that only show what was computed; the items of its tasks too."""
-    folder = Path(__file__).parent
-    shown = [folder / "figures", folder / "book", folder / "claims"]
-    files = [*sorted(folder.rglob("*.py")), *sorted((folder / "world" / "tasks").glob("*.*l"))]
-    files = [file for file in files if not any(file.is_relative_to(path) for path in shown)]
-    return "\n".join(file.read_text(encoding="utf-8") for file in files)
-
-
-def _source(function):
-    """A text that changes when the function does."""
-    if function is None:
-        return ""
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError) as error:
-        raise ValueError(
-            f"the source of {function!r} can't be read, so a changed version of it couldn't be told from this one: "
-            "pass a function that is defined in a notebook cell or a file"
-        ) from error
-
-
-def _plain(value):
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, (np.ndarray, tuple)):
-        return list(value)
-    raise TypeError(f"{value!r} is a {type(value).__name__}, which a row can't hold: use numbers, text, lists or dicts")
-
-
-def _load(file):
-    """Rows of a finished point; None if there are none, or if what is there isn't whole."""
-    try:
-        return json.loads(file.read_text())["rows"]
-    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
-        return None
-
-
-def _write(path, text):
-    """All or nothing: the file appears under its name when every byte of it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes files that only their owner reads
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def _version():

@@ -15,7 +15,8 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -80,7 +81,7 @@ def calibrate(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8)
             eigenvalues.append(values)
             bases.append(basis)
         full = Plan(tuple(Layer(width=model.config.hidden_size) for _ in blocks(model)), model.config.hidden_size)
-        rotated = _slice(model, full, _Known(bases))
+        rotated = slice_by(model, full, _Known(bases))
     return Bases(rotated, bases[-1], tuple(eigenvalues), weakref.ref(model))
 
 
@@ -117,11 +118,12 @@ def slice_model(
     """
     check(model, tokens, mask, batch)
     with torch.inference_mode(False), torch.no_grad():
-        return _slice(model, plan, _Sequential(model, tokens, mask, batch), inplace)
+        return slice_by(model, plan, Sequential(model, tokens, mask, batch), inplace)
 
 
-def check(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> None:
-    """Raise, before any work, if `model` can't be sliced on `tokens`; warn if they are few."""
+def check(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8, loaded: bool = True) -> None:
+    """Raise, before any work, if `model` can't be sliced on `tokens`; warn if they are few. Its weights are looked at
+    if they are `loaded`."""
     table, D = architecture(model), model.config.hidden_size
     if is_sliced(model):
         raise ValueError("the model is sliced already: slice the dense one, by a plan that says all")
@@ -135,11 +137,11 @@ def check(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> 
     check_mask(mask, tokens)
     if batch < 1:
         raise ValueError(f"batch must be at least one window, not {batch}")
-    places = {parameter.device for parameter in model.parameters()}
+    places = {parameter.device for parameter in model.parameters()} if loaded else set()
     if len(places) > 1 or torch.device("meta") in places:
         listed = ", ".join(sorted(map(str, places)))
         raise ValueError(f"the model's weights are on {listed}: slicing needs them all on one device, in its memory")
-    for name, weights in model.named_parameters():  # no activation shows all of them
+    for name, weights in model.named_parameters() if loaded else ():  # no activation shows all of them
         if not weights.isfinite().all():
             raise ValueError(f"the weights {name} hold NaN or infinity: get the checkpoint anew")
     count = tokens.numel() if mask is None else int(mask.sum())
@@ -149,6 +151,12 @@ def check(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> 
             f"directions. It needs {D} tokens at the very least, and many times that to be stable",
             stacklevel=3,
         )
+
+
+@contextmanager
+def nothing(i: int, dense: nn.Module, block: nn.Module) -> Iterator[None]:
+    """A visit to a block of a model that is in memory."""
+    yield
 
 
 class _Known:
@@ -164,7 +172,7 @@ class _Known:
         return next(self.bases)
 
 
-class _Sequential:
+class Sequential:
     """Bases from hidden states that pass through the model while it is being sliced, step by step."""
 
     def __init__(self, model, tokens, mask, batch):
@@ -190,28 +198,35 @@ class _Sequential:
         return gram.pca(next(self.names))[1]
 
 
-def _slice(model, plan: Plan, bases: _Known | _Sequential, inplace: bool = False) -> nn.Module:
-    """`model` in `bases`, cut to `plan`. What the head reads is the dense model's own, unless the plan cuts it."""
+def slice_by(
+    model, plan: Plan, bases: _Known | Sequential, inplace: bool = False, visit: Callable = nothing
+) -> nn.Module:
+    """`model` in `bases`, cut to `plan`. What the head reads is the dense model's own, unless the plan cuts it.
+
+    `visit(i, dense, sliced)` is a context in which block i is sliced, with all that is done to it and to its hidden
+    states.
+    """
     table, stream = architecture(model), plan.stream
     small = skeleton(model, plan)
     basis = entering = bases.first()[:, : stream[0]]
     pairs = list(zip(blocks(model), blocks(small), strict=True))
     for i, (dense, block) in enumerate(tqdm(pairs, desc="slicing", unit="block", leave=False, delay=5)):
-        end = table.steps[-1] if i + 1 == len(pairs) and not plan.head else None
-        rotated = [path for step in table.steps for path in step.reads + (step.writes if step is not end else ())]
-        rotation.keep(dense, block, rotated, share=inplace)
-        for step, shortcut in zip(table.steps, block.shortcuts, strict=True):
-            rotation.read(dense, block, step.norm, step.reads, basis)
-            like = dense.get_submodule(step.writes[0]).weight
-            if step is end:
-                rotation.put(shortcut, "weight", basis, like)
-                break
-            before, width = basis, stream[i + 1] if step.mlp else stream[i]
-            basis = bases.after(i, dense, block, step, shortcut, before)[:, :width]
-            rotation.write(dense, block, step.writes, basis)
-            rotation.pass_on(shortcut, before, basis, like)
-        if inplace:
-            rotation.free(dense)
+        with visit(i, dense, block):
+            end = table.steps[-1] if i + 1 == len(pairs) and not plan.head else None
+            rotated = [path for step in table.steps for path in step.reads + (step.writes if step is not end else ())]
+            rotation.keep(dense, block, rotated, share=inplace)
+            for step, shortcut in zip(table.steps, block.shortcuts, strict=True):
+                rotation.read(dense, block, step.norm, step.reads, basis)
+                like = dense.get_submodule(step.writes[0]).weight
+                if step is end:
+                    rotation.put(shortcut, "weight", basis, like)
+                    break
+                before, width = basis, stream[i + 1] if step.mlp else stream[i]
+                basis = bases.after(i, dense, block, step, shortcut, before)[:, :width]
+                rotation.write(dense, block, step.writes, basis)
+                rotation.pass_on(shortcut, before, basis, like)
+            if inplace:
+                rotation.free(dense)
     rotation.embed(model, small, table.embeddings, entering)  # here, where blocks that were freed have made room
     rotated = [table.blocks, *table.embeddings]
     if plan.head:

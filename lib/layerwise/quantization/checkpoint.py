@@ -35,10 +35,14 @@ def is_ours(config: dict) -> bool:
     return (config.get("quantization_config") or {}).get("quant_method") == METHOD
 
 
+def files(config: dict) -> list[str]:
+    """Names of the files with the tensors of a packed model: one, or several if it was written block by block."""
+    return config["quantization_config"].get("files", [FILE])
+
+
 def write(model: nn.Module, folder: Path) -> None:
     """Write a model with packed layers to an empty folder; tied tensors are stored once."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)
     tensors, seen = {}, set()
@@ -47,8 +51,19 @@ def write(model: nn.Module, folder: Path) -> None:
             tensors[name] = tensor.detach().contiguous()
         seen.add(id(tensor))
     save_file(tensors, folder / FILE, metadata={"format": "pt"})
-    layers = {path: {"bits": layer.bits, "group": layer.group} for path, layer in packed(model).items()}
-    about = {"quant_method": METHOD, "format": FORMAT, "sha256": _sha256(folder / FILE, layers), "layers": layers}
+    describe(model, folder, [FILE], layers(model))
+
+
+def layers(module: nn.Module, prefix: str = "") -> dict[str, dict]:
+    """What config.json says of each packed layer, by its path, which begins with `prefix`."""
+    return {prefix + path: {"bits": layer.bits, "group": layer.group} for path, layer in packed(module).items()}
+
+
+def describe(model: nn.Module, folder: Path, names: list[str], layers: dict[str, dict]) -> None:
+    """Write config.json, which says how to read the files `names` that hold the tensors of `model`."""
+    model.config.save_pretrained(folder)
+    about = {"quant_method": METHOD, "format": FORMAT, "files": names, "layers": layers}
+    about["sha256"] = _sha256([folder / name for name in names], layers)
     file = folder / "config.json"
     dtype = str(model.dtype).removeprefix("torch.")  # which the configuration of a model that was cast doesn't know
     config = json.loads(file.read_text()) | {"dtype": dtype, "quantization_config": about}
@@ -58,14 +73,16 @@ def write(model: nn.Module, folder: Path) -> None:
 def read(folder: Path) -> nn.Module:
     """The model that `write` wrote, on the CPU. Raises ValueError that says what is wrong with the folder."""
     config = json.loads((folder / "config.json").read_text())
-    about = config.pop("quantization_config")
+    names, about = files(config), config.pop("quantization_config")
     if about.get("format") != FORMAT:
         raise ValueError(f"its format is {about.get('format')!r}, this version of layerwise reads {FORMAT}")
-    if not (folder / FILE).exists():
-        raise ValueError(f"it has no {FILE}")
-    if _sha256(folder / FILE, about.get("layers")) != about.get("sha256"):
-        raise ValueError(f"{FILE} or config.json is not what was written: it is damaged, or not all of it is there")
-    tensors = load_file(folder / FILE)
+    if gone := [name for name in names if not (folder / name).exists()]:
+        raise ValueError(f"it has no {gone[0]}")
+    if _sha256([folder / name for name in names], about.get("layers")) != about.get("sha256"):
+        raise ValueError("its tensors or config.json are not what was written: damaged, or not all of it is there")
+    tensors = {}
+    for name in names:
+        tensors |= load_file(folder / name)
     kind = AutoConfig.for_model(config.pop("model_type"), **config)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(kind, dtype=kind.dtype)
@@ -98,9 +115,12 @@ def _empty(linear: nn.Linear, tensors: dict, path: str, bits: int, group: int) -
         )
 
 
-def _sha256(file: Path, layers) -> str:
+def _sha256(paths: list[Path], layers) -> str:
     """A digest of the tensors and of what says how to read them."""
-    with open(file, "rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256")
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as opened:
+            while part := opened.read(1 << 20):
+                digest.update(part)
     digest.update(json.dumps(layers, sort_keys=True).encode())
     return digest.hexdigest()
