@@ -34,7 +34,7 @@ def tokens(tokenizer, name="world", split="calibration", n=128, length=None, see
 
     The world read by its own tokenizer begins every window with a document, as its models were trained; each seed is
     other text. Elsewhere documents are joined by the end-of-text token and cut into windows without gap or overlap;
-    WikiText-2 and PTB are one document each.
+    WikiText-2, PTB and PG-19 are one document each.
 
     Raises ValueError for an unknown name or split, and for text too short for `n` windows; HubError for a published
     corpus that can't be downloaded.

@@ -19,7 +19,7 @@ HOW_TO_GIVE_IT = "in Colab as the secret HF_TOKEN, elsewhere as the environment 
 
 
 class HubError(OSError):
-    """A model that could not be had from the Hub."""
+    """A model or a corpus that could not be had from the Hub."""
 
 
 class Unreachable(HubError):
