@@ -64,7 +64,7 @@ def test_memory_is_the_model_and_what_a_run_needs_on_top():
 
 
 def test_tensors_count_while_they_are_alive_and_once():
-    with timing._Alive() as alive:
+    with timing.Alive() as alive:
         a = torch.zeros(100)  # 400 bytes
         b = a.view(10, 10)[2:].add_(1)  # the same storage
         c = b * 2  # 320 bytes more

@@ -28,6 +28,7 @@ _FUNCTIONS = {
     "answers": "evaluation",
     "size": "evaluation",
     "speed": "timing",
+    "memory": "footprint",
     "sweep": "sweeps",
 }
 _MODULES = (

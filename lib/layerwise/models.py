@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsC
 from transformers.utils import logging
 
 from layerwise import hub
-from layerwise.architectures import architecture
+from layerwise.architectures import architecture, finite
 from layerwise.quantization import checkpoint, gptq, packed
 
 WEIGHTS = Path(__file__).parent / "world" / "weights"
@@ -70,7 +70,7 @@ def load(name, device="auto", dtype="auto", revision=None):
         model = _read(folder, dtype, device, quiet=small)
     model = model.eval().requires_grad_(False)
     for tensor, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not finite(parameter):
             raise DamagedModel(f"{name}: the weights {tensor} hold NaN or infinity; get the checkpoint anew")
     stored = _stored(config)
     model.stored_dtype = stored or model.dtype

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from layerwise import passes, rotation
-from layerwise.architectures import UnsupportedArchitecture, architecture, blocks, is_sliced
+from layerwise.architectures import UnsupportedArchitecture, architecture, blocks, finite, is_sliced
 from layerwise.corpora import check_mask, check_tokens
 from layerwise.plans import Layer, Plan
 from layerwise.rotation import Gram
@@ -142,7 +142,7 @@ def check(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8, loa
         listed = ", ".join(sorted(map(str, places)))
         raise ValueError(f"the model's weights are on {listed}: slicing needs them all on one device, in its memory")
     for name, weights in model.named_parameters() if loaded else ():  # no activation shows all of them
-        if not weights.isfinite().all():
+        if not finite(weights):
             raise ValueError(f"the weights {name} hold NaN or infinity: get the checkpoint anew")
     count = tokens.numel() if mask is None else int(mask.sum())
     if count < D:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from layerwise import hub, slicing
-from layerwise.architectures import architecture, blocks
+from layerwise.architectures import architecture, blocks, finite
 from layerwise.compression import check_plan, check_quantizer
 from layerwise.models import DamagedModel, accelerator, checked, put_in_place
 from layerwise.plans import Plan
@@ -155,7 +155,7 @@ class _Weights:
         empty = getattr(owner, last)
         if value.shape != empty.shape:
             raise DamagedModel(f"{self.folder}: {key} is {list(value.shape)}, config.json says {list(empty.shape)}")
-        if not value.isfinite().all():
+        if not finite(value):
             raise DamagedModel(f"{self.folder}: the weights {key} hold NaN or infinity; get the checkpoint anew")
         setattr(owner, last, nn.Parameter(value.to(device, empty.dtype, copy=True), requires_grad=False))
 

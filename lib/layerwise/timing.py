@@ -50,14 +50,14 @@ def speed(model: nn.Module, batch: int = 1, prompt: int = 512, new: int = 64, re
         )
     tokens = torch.randint(model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(seed))
     tokens = tokens.to(next(model.parameters()).device)
-    memory = model.get_memory_footprint() + _peak(lambda: _generate(model, tokens, new), tokens.device)
-    runs = [_generate(model, tokens, new) for _ in range(repeats)]
+    memory = model.get_memory_footprint() + _peak(lambda: generate(model, tokens, new), tokens.device)
+    runs = [generate(model, tokens, new) for _ in range(repeats)]
     prefill, decode = (statistics.median(seconds) for seconds in zip(*runs, strict=True))
     return Speed(batch * prompt / prefill, batch * new / decode, memory)
 
 
 @torch.inference_mode()
-def _generate(model: nn.Module, tokens: Tensor, new: int) -> tuple[float, float]:
+def generate(model: nn.Module, tokens: Tensor, new: int) -> tuple[float, float]:
     """Seconds to read `tokens` `[batch, prompt]`, and seconds for `new` further steps of one token a row."""
     started = time.perf_counter()
     token, cache = _step(model, tokens, None)
@@ -83,15 +83,15 @@ def _peak(run: Callable, device: torch.device) -> int:
         before = allocator.memory_allocated(device)
         run()
         return allocator.max_memory_allocated(device) - before
-    with _Alive() as alive:
+    with Alive() as alive:
         run()
     return alive.peak
 
 
-class _Alive(TorchDispatchMode):
+class Alive(TorchDispatchMode):
     """Counts the bytes of the tensors that operators make and that are still alive: `now`, and at most so far, `peak`.
 
-    A process's resident set would not do: it keeps pages that earlier work has freed, so that a second run seems free.
+    Tensors on the meta device have none. A process's resident set would not do: it keeps pages that earlier work has freed, so that a second run seems free.
     """
 
     def __init__(self):
@@ -104,7 +104,7 @@ class _Alive(TorchDispatchMode):
         # A view, or a result written in place, has the storage of an argument.
         given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         for made in tree_leaves(result):
-            if isinstance(made, Tensor):
+            if isinstance(made, Tensor) and not made.is_meta:
                 storage = made.untyped_storage()
                 if id(storage) not in given and storage not in self._seen:
                     self._seen.add(storage)

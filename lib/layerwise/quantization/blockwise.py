@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise.architectures import blocks, linears
+from layerwise.architectures import blocks, finite, linears
 from layerwise.quantization.packed import PackedLinear, Quantized
 
 
@@ -92,7 +92,7 @@ def check_matrices(quantizer, model: nn.Module, bits: Sequence[int | None], fits
 
 def check_finite(weight: Tensor) -> None:
     """Raise ValueError if a matrix holds NaN or infinity."""
-    if not weight.isfinite().all():
+    if not finite(weight):
         raise ValueError("the weights hold NaN or infinity: get the checkpoint anew")
 
 

@@ -1,0 +1,151 @@
+"""How much memory a model of some configuration needs, told without it: nothing is loaded, nothing is computed.
+
+The functions that this is about run themselves, on torch's fake tensors, which have sizes and no contents; what is
+alive is counted as in `timing`. So the answer follows the code.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from layerwise import evaluation, scores
+from layerwise.architectures import architecture
+from layerwise.compression import compress
+from layerwise.plans import Plan
+from layerwise.quantization import quantizer as by_name
+from layerwise.timing import Alive, generate
+
+
+class Memory(NamedTuple):
+    """Bytes in use at once at the most, lower = better; each counts the model that the work is done on.
+
+    Not counted: the process and its libraries (with CUDA half a gigabyte or more), what an allocator can't use between
+    tensors, and what single operators use for themselves.
+    """
+
+    model: int  # weights of the dense model
+    scoring: int  # a score that needs text, such as LIM
+    compressing: int | None  # slicing or quantizing or both, as the plan says; None without a plan
+    compressed: int  # weights of the result; those of the dense model without a plan
+    evaluating: int  # perplexity of the result
+    serving: int  # the result reads a prompt of `length` tokens and goes on from it with the KV cache
+
+
+def memory(
+    config: PretrainedConfig | str,
+    plan: Plan | None = None,
+    quantizer: str | Callable = "rtn",
+    windows: int = 128,
+    length: int = 2048,
+    batch: int = 8,
+    inplace: bool = True,
+    dtype: torch.dtype | None = None,
+) -> Memory:
+    """What a model of `config`, which is a configuration or a name or folder that has one, needs on a single device.
+
+    `plan`, `quantizer`, `batch` and `inplace` are as for `lw.compress`, and calibration is on `windows` of `length`
+    tokens. `dtype` is the configuration's own unless it is given, and bfloat16 if it has none.
+
+    It takes seconds, for large models up to a minute. Raises UnsupportedArchitecture, and ValueError for what
+    `lw.compress` refuses, for windows that are longer than the model can read, and for a quantizer that looks at text
+    ("gptq", "outliers"): what these need depends on it.
+    """
+    if not isinstance(config, PretrainedConfig):
+        config = AutoConfig.from_pretrained(config)
+    architecture(config)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and length >= positions:
+        raise ValueError(f"after {length} tokens the model, which has {positions} positions, can't go on: take fewer")
+    if plan is not None and getattr(by_name(quantizer), "needs_tokens", False):
+        raise ValueError(f"what {quantizer} needs depends on the text that it looks at: take rtn, quanto or hqq")
+    wanted = dtype or config.dtype or torch.bfloat16
+
+    def told(windows):
+        return _told(config, wanted, plan, quantizer, torch.Size([windows, length]), batch, inplace)
+
+    slices_only = plan is not None and plan.slices and all(layer.bits is None for layer in plan.kept)
+    if not slices_only or windows <= 3 * batch:
+        return told(windows)
+    # Slicing keeps the hidden states of all windows from its beginning to its end, so that each batch adds the same.
+    two, three = told(2 * batch), told(3 * batch)
+    more = (three.compressing - two.compressing) * (windows - 3 * batch) // batch
+    return three._replace(compressing=three.compressing + more)
+
+
+def _told(config, dtype, plan, quantizer, size, batch, inplace) -> Memory:
+    """What `memory` returns, of calibration tokens of this size, by a run of all the work."""
+    with _faked() as alive:
+
+        def peak(work):
+            alive.peak = alive.now
+            work()
+            return alive.peak
+
+        tokens = torch.zeros(size, dtype=torch.long)
+        few, compressing = tokens[:batch], None
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).eval().requires_grad_(False)
+        dense = model.get_memory_footprint()
+        scoring = peak(lambda: scores.statistics(model, few, batch=batch))
+        if plan is not None:
+            alive.peak = alive.now
+            text = tokens if plan.slices else None
+            model = compress(model, plan, text, quantizer, batch=batch, inplace=inplace)
+            compressing = alive.peak
+        evaluating = peak(lambda: evaluation.window_losses(model, few, batch))
+        serving = peak(lambda: generate(model, tokens[:1], 1))
+        return Memory(dense, scoring, compressing, model.get_memory_footprint(), evaluating, serving)
+
+
+@contextmanager
+def _faked() -> Iterator[Alive]:
+    """Tensors without contents, and a count of what they would take."""
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        # torch's own way of copying a tensor reads its memory, of which a fake one has none.
+        mock.patch.object(FakeTensor, "__deepcopy__", _copied, create=True),
+        # For fake tensors transformers writes out masks that it does without for real ones.
+        mock.patch("transformers.masking_utils.is_tracing", lambda tensor=None: False),
+        Alive() as alive,
+        _Answers(),
+    ):
+        yield alive
+
+
+def _copied(tensor: Tensor, memo: dict) -> Tensor:
+    return memo.setdefault(id(tensor), tensor.clone())
+
+
+class _Answers(TorchFunctionMode):
+    """Answers what code asks of a fake tensor's contents as if all were well: all of them are finite, none is out of
+    range, and a number is 1."""
+
+    def __init__(self):
+        super().__init__()
+        self._any = WeakTensorKeyDictionary()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (Tensor.__bool__, Tensor.item) and args[0].dtype == torch.bool:
+            return args[0] not in self._any
+        if func in (Tensor.item, Tensor.__float__, Tensor.__int__):
+            return 1
+        if func in (Tensor.numpy, Tensor.tolist):
+            contents = np.ones(tuple(args[0].shape))
+            return contents if func is Tensor.numpy else contents.tolist()
+        if func is Tensor.nonzero:
+            return args[0].new_empty((0, args[0].dim()), dtype=torch.long)
+        result = func(*args, **(kwargs or {}))
+        if func in (Tensor.any, torch.any):
+            self._any[result] = True
+        return result
