@@ -6,10 +6,9 @@ import layerwise as lw
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, tiny
+from families import FAMILIES, logits, random_tokens, tiny
 from layerwise import evaluation, scores, timing
-from layerwise.plans import Layer, Plan
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 WINDOWS = {"windows": 9, "length": 24, "batch": 2}
 
@@ -26,7 +25,9 @@ def measured(config, plan, quantizer="rtn", inplace=True):
     tokens = torch.zeros(WINDOWS["windows"], WINDOWS["length"], dtype=torch.long)
     batch, found = WINDOWS["batch"], {}
     with timing.Alive() as alive:
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32).eval().requires_grad_(False)
+        model = (
+            AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32).eval().requires_grad_(False)
+        )
 
         def done(part):
             found[part] = alive.peak
@@ -53,7 +54,7 @@ def test_it_is_what_real_tensors_take(name, what):
     model = tiny(name)
     plan = plans(lw.shape(model)).get(what)
     told = lw.memory(model.config, plan, dtype=torch.float32, **WINDOWS)
-    assert told.model == model.get_memory_footprint()
+    assert told.weights == model.get_memory_footprint()
     for part, bytes in measured(model.config, plan).items():
         assert getattr(told, part) == pytest.approx(bytes, rel=0.05), part
 
@@ -61,8 +62,49 @@ def test_it_is_what_real_tensors_take(name, what):
 @pytest.mark.parametrize("quantizer", ["quanto", "hqq"])
 def test_quantizers_of_other_packages(quantizer):
     config = tiny(hidden_size=128, intermediate_size=256).config
-    with torch.device("meta"):
-        plan = plans(lw.shape(AutoModelForCausalLM.from_config(config)))["bits"]
+    plan = plans(lw.shape(config))["bits"]
     told = lw.memory(config, plan, quantizer, dtype=torch.float32, **WINDOWS)
     assert told.compressing == pytest.approx(measured(config, plan, quantizer)["compressing"], rel=0.05)
-    assert told.compressed < told.model
+    assert told.compressed < told.weights
+
+
+def test_a_model_that_no_machine_here_holds():
+    config = AutoConfig.for_model(
+        "llama",
+        hidden_size=16384,
+        intermediate_size=53248,
+        num_hidden_layers=2,
+        num_attention_heads=128,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        max_position_embeddings=8192,
+    )
+    plan = plans(lw.shape(config))["bits"]
+    told = lw.memory(config, plan, length=4096)
+    parameters = lw.shape(config).total_parameters
+    assert told.weights == pytest.approx(2 * parameters, rel=1e-6)  # bfloat16, and a few rotary frequencies
+    assert told.compressed < told.serving < told.weights < told.scoring
+    cache = 2 * 2 * 8 * 128 * 4096 * 2  # K and V of 2 blocks, 8 heads of 128, 4096 tokens
+    assert told.serving - told.compressed > cache
+
+
+def test_what_cannot_be_told():
+    config = tiny().config
+    plan = lw.plans.bits(lw.shape(config), np.arange(3), 2, 8, 4)
+    with pytest.raises(ValueError, match="after 64 tokens the model, which has 64 positions"):
+        lw.memory(config, length=64)
+    with pytest.raises(ValueError, match="gptq needs depends on the text"):
+        lw.memory(config, plan, "gptq", length=24)
+    with pytest.raises(ValueError, match="quanto has no 3 bits"):
+        lw.memory(config, lw.plans.bits(lw.shape(config), np.arange(3), 2, 8, 3), "quanto", length=24)
+    with pytest.raises(lw.architectures.UnsupportedArchitecture, match="mixtral"):
+        lw.memory(AutoConfig.for_model("mixtral"))
+
+
+def test_fake_tensors_leave_the_process_as_it_was():
+    model, tokens = tiny(), random_tokens()
+    before = logits(model, tokens)
+    config = model.config.to_dict()
+    lw.memory(model.config, plans(lw.shape(model))["all"], **WINDOWS)
+    assert model.config.to_dict() == config
+    assert torch.equal(logits(copy.deepcopy(model), tokens), before)

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 SLICED = "sliced_"  # before the family in the `model_type` of a sliced model
 
@@ -255,12 +256,16 @@ class Shape:
 
 
 def shape(model) -> Shape:
-    """The `Shape` of a model, on any device; on "meta" too, where no weights are needed.
+    """The `Shape` of a model, on any device, or of what a configuration says: no weights are needed.
 
     Bytes are those of the checkpoint: `lw.load` notes the stored dtype on the model as `stored_dtype`, because
     computing a bfloat16 model in float32 doesn't make it larger. A model without that note is counted as in memory.
     """
-    found, each = architecture(model), blocks(model)
+    found = architecture(model)
+    if isinstance(model, PretrainedConfig):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(model, dtype=model.dtype or torch.bfloat16)
+    each = blocks(model)
     stored = getattr(model, "stored_dtype", None) or model.dtype
     parameters = tuple(sum(p.numel() for p in block.parameters()) for block in each)
     other = sum(p.numel() for p in model.parameters()) - sum(parameters)  # .parameters() gives a tied weight once

@@ -35,7 +35,7 @@ class Memory(NamedTuple):
     tensors, and what single operators use for themselves.
     """
 
-    model: int  # weights of the dense model
+    weights: int  # of the dense model
     scoring: int  # a score that needs text, such as LIM
     compressing: int | None  # slicing or quantizing or both, as the plan says; None without a plan
     compressed: int  # weights of the result; those of the dense model without a plan

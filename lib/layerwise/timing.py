@@ -91,7 +91,8 @@ def _peak(run: Callable, device: torch.device) -> int:
 class Alive(TorchDispatchMode):
     """Counts the bytes of the tensors that operators make and that are still alive: `now`, and at most so far, `peak`.
 
-    Tensors on the meta device have none. A process's resident set would not do: it keeps pages that earlier work has freed, so that a second run seems free.
+    Tensors on the meta device have none. A process's resident set would not do: it keeps pages that earlier work has
+    freed, so that a second run seems free.
     """
 
     def __init__(self):

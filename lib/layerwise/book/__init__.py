@@ -1,11 +1,16 @@
 """The book: notebooks executed with papermill, pages built with Jupyter Book, and what notebooks need to take part.
 
-`python -m layerwise.book` is the command line. What a notebook imports from here (`glue`, `download`) works on a
-bare Colab as well: it needs IPython and nothing of the book's own tools.
+`python -m layerwise.book` is the command line. What a notebook imports from here (`glue`, `machine`, `offer`)
+works on a bare Colab as well: it needs IPython and nothing of the book's own tools.
 """
 
 import base64
 import html
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 
 # The prefix that myst-nb gives to a value that is recorded in the notebook but not displayed.
 RECORD = "application/papermill.record/"
@@ -48,4 +53,49 @@ def download(frame, name: str):
     )
 
 
-__all__ = ["download", "glue"]
+def offer(chapter: str, tables: Mapping) -> None:
+    """The rows of a chapter (DataFrames by name) to take away: a link that saves each.
+
+    On Colab, which forgets them, the browser also saves all of them as `CHAPTER-results.zip`, laid out as `results/` is
+    with the provenance of each table. What the full profile has written there is taken as it is, so that the archive
+    can be unpacked in a clone and sent in.
+    """
+    from IPython.display import display
+
+    from layerwise import results
+
+    for name, table in tables.items():
+        display(download(table, f"{chapter}-{name}.csv".replace("_", "-")))
+    try:
+        from google.colab import files
+    except ImportError:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "results" / chapter
+        for name, table in tables.items():
+            results.save_rows(table, target / f"{name}.csv")
+        written = Path("..") / "results" / chapter
+        if written.is_dir():
+            shutil.copytree(written, target, dirs_exist_ok=True)
+        files.download(shutil.make_archive(f"{chapter}-results", "zip", folder))
+
+
+def machine() -> None:
+    """Print the GPU, its memory, and how large a model it has room for; without a GPU, on Colab, how to get one."""
+    import torch
+
+    if torch.cuda.is_available():
+        gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        gigabytes = min(gpu.total_memory for gpu in gpus) / 1e9
+        # Of what most work on a model takes, three quarters are its weights: see the chapter what_fits.
+        most = 0.75 * (gigabytes - 1) / 2
+        count = "" if len(gpus) == 1 else f"{len(gpus)} x "
+        print(
+            f"{count}{gpus[0].name}, {gigabytes:.0f} GB: models of up to about {most:.0f} billion parameters can be "
+            "scored, compressed and evaluated on it (see: What fits where)"
+        )
+    elif importlib.util.find_spec("google.colab"):
+        print("No GPU: the embedded models need none. For larger ones: Runtime, Change runtime type")
+
+
+__all__ = ["download", "glue", "machine", "offer"]

@@ -16,7 +16,7 @@ from .sync import read_notebook
 
 CACHES = {"__pycache__", ".ipynb_checkpoints"}
 UNFINISHED = "unfinished"  # folder of `_build/` where the copy of a notebook stays that did not run to its end
-NO_INPUTS = ("benchmarks", "figures")  # folders of `results/` that are written for readers and that no chapter reads
+FIGURES = "figures"  # the folder of `results/` that is written for readers and that no chapter reads
 
 
 class Executed(NamedTuple):
@@ -40,10 +40,10 @@ def dependencies(root: Path, name: str) -> Iterator[Path]:
     if (root / "constraints.txt").is_file():
         yield root / "constraints.txt"
     machinery = root / "lib" / "layerwise" / "book"
-    no_inputs = {root / "results" / folder for folder in NO_INPUTS}
+    figures = root / "results" / FIGURES
     for folder in (root / "lib" / "layerwise", root / "results"):
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and not CACHES.intersection(path.parts) and not no_inputs.intersection(path.parents):
+            if path.is_file() and not CACHES.intersection(path.parts) and figures not in path.parents:
                 if machinery not in path.parents or path.name == "__init__.py":
                     yield path
 

@@ -7,6 +7,7 @@ their first appearance in a table.
 """
 
 from layerwise.figures.common import COLOURS, GREY, MARKERS, WIDTH, style
+from layerwise.figures.memory import fits
 from layerwise.figures.models import accuracies, by_depth, loss_curves
 from layerwise.figures.orders import orders, shares
 from layerwise.figures.plans import curves, grid, plan_bars, rivals
@@ -24,6 +25,7 @@ __all__ = [
     "by_layer",
     "correlations",
     "curves",
+    "fits",
     "grid",
     "loss_curves",
     "orders",
