@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from layerwise.figures.common import legend, panels
 
 # Pale to dark with the size of the card, in steps that stay apart without colour; black type is readable on all.
-_FILLS = ("#f7fbff", "#d6e6f4", "#abd0e6", "#6aaed6", "#3787c0")
+_FILLS = ("#e8f1fa", "#cfe1f2", "#abd0e6", "#6aaed6", "#3787c0")
 _NONE = "#f6c9a0"
 
 
@@ -32,7 +32,7 @@ def fits(rows: pd.DataFrame, cards: Sequence[int], spare: float = 1.0) -> list[A
         digits = 1 if row.gigabytes < 10 else 0
         ax.text(x + 0.5, y + 0.5, f"{row.gigabytes:.{digits}f}", ha="center", va="center", fontsize=9)
     ax.set(xlim=(0, len(jobs)), ylim=(len(models), 0))
-    ax.set_xticks(np.arange(len(jobs)) + 0.5, jobs, fontsize=9)
+    ax.set_xticks(np.arange(len(jobs)) + 0.5, jobs, fontsize=8)
     ax.set_yticks(np.arange(len(models)) + 0.5, models)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
