@@ -6,7 +6,6 @@ works on a bare Colab as well: it needs IPython and nothing of the book's own to
 
 import base64
 import html
-import importlib.util
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -66,9 +65,7 @@ def offer(chapter: str, tables: Mapping) -> None:
 
     for name, table in tables.items():
         display(download(table, f"{chapter}-{name}.csv".replace("_", "-")))
-    try:
-        from google.colab import files
-    except ImportError:
+    if (colab := _colab()) is None:
         return
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "results" / chapter
@@ -77,7 +74,7 @@ def offer(chapter: str, tables: Mapping) -> None:
         written = Path("..") / "results" / chapter
         if written.is_dir():
             shutil.copytree(written, target, dirs_exist_ok=True)
-        files.download(shutil.make_archive(f"{chapter}-results", "zip", folder))
+        colab.files.download(shutil.make_archive(f"{chapter}-results", "zip", folder))
 
 
 def machine() -> None:
@@ -94,8 +91,17 @@ def machine() -> None:
             f"{count}{gpus[0].name}, {gigabytes:.0f} GB: models of up to about {most:.0f} billion parameters can be "
             "scored, compressed and evaluated on it (see: What fits where)"
         )
-    elif importlib.util.find_spec("google.colab"):
+    elif _colab() is not None:
         print("No GPU: the embedded models need none. For larger ones: Runtime, Change runtime type")
+
+
+def _colab():
+    """Colab's own module, or None where this is no Colab."""
+    try:
+        import google.colab
+    except ImportError:
+        return None
+    return google.colab
 
 
 __all__ = ["download", "glue", "machine", "offer"]

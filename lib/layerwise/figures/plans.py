@@ -145,7 +145,7 @@ def _rival(ax, y, lines, look, limit):
     if not inside.all():
         ax.plot(limit, y, marker=">", color=GREY, markersize=7, clip_on=False)
         place = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
-        ax.annotate(f"{values.max():+.0f} %", (limit, y), **place, fontsize=9, color=GREY)
+        ax.annotate(f"{values.max():+.0f} %", (limit, y), **place, fontsize=8, color=GREY)
 
 
 def _grid_column(ax, x, cells, step, colours, numbered):
