@@ -8,10 +8,10 @@ STAMP := .venv/.layerwise-installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env book test lab bench lint clean
+.PHONY: help env book test test-colab lab bench lint clean
 
 help: ## list these targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 # torch comes first and pinned: another package's open range would fetch a second, larger torch before it.
 $(STAMP): constraints.txt pyproject.toml
@@ -32,6 +32,10 @@ book: $(STAMP) ## execute what changed, build the book, check its pages
 # Two workers with one thread each are faster than one worker with two.
 test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(JOBS) --durations=10
+
+# Installs this clone's last commit, as Colab installs GitHub's.
+test-colab: $(STAMP) ## run every notebook, at its smallest, in a clean environment as on Colab
+	$(BIN)/python tests/colab.py
 
 lab: $(STAMP) ## open the notebooks in JupyterLab, text and notebook paired
 	@$(BIN)/python -m layerwise.book sync

@@ -4,7 +4,15 @@ import layerwise as lw
 import pytest
 import torch
 from families import FAMILIES, config, tiny
-from layerwise.architectures import ARCHITECTURES, UnsupportedArchitecture, architecture, blocks, linears, written
+from layerwise.architectures import (
+    ARCHITECTURES,
+    UnsupportedArchitecture,
+    architecture,
+    blocks,
+    finite,
+    linears,
+    written,
+)
 from transformers import AutoModelForCausalLM
 
 
@@ -91,3 +99,21 @@ def test_package_names_resolve_and_a_wrong_one_lists_the_right_ones():
     assert lw.scores.__name__ == "layerwise.scores"
     with pytest.raises(AttributeError, match="no 'lode'; it has load, save, tokens"):
         lw.lode()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_nan_and_infinity_are_seen_anywhere(dtype):
+    weights = torch.full((5, 7), torch.finfo(dtype).max, dtype=dtype)
+    assert finite(weights) and finite(weights[:0])
+    for value in (torch.nan, torch.inf, -torch.inf):
+        for place in ((0, 0), (2, 3), (4, 6)):
+            damaged = weights.clone()
+            damaged[place] = value
+            assert not finite(damaged)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_configuration_has_the_shape_of_its_model(name):
+    model = tiny(name).to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    assert lw.shape(model.config) == lw.shape(model)

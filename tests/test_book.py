@@ -2,10 +2,15 @@
 
 import json
 import sys
+import types
+import zipfile
 
 import nbformat
+import pandas as pd
 import pytest
-from layerwise.book import build, check, execute, paths, sync
+import torch
+from layerwise import results
+from layerwise.book import build, check, execute, machine, offer, paths, sync
 from layerwise.book.__main__ import main
 
 HEADER = """---
@@ -202,3 +207,64 @@ def test_a_page_of_the_contents_that_was_not_built_is_found(book):
     (site / "index.html").write_text("<p>fine</p>")
     (problem,) = check.check(book)
     assert problem.startswith("notebooks/toy: ")
+
+
+# What notebooks import.
+
+
+@pytest.fixture
+def colab(monkeypatch, tmp_path):
+    """A stand-in for the module that Colab has, in an empty folder; what the browser was asked to save."""
+    google, stand_in, saved = types.ModuleType("google"), types.ModuleType("google.colab"), []
+    google.colab = stand_in
+    stand_in.files = types.SimpleNamespace(download=saved.append)
+    monkeypatch.setitem(sys.modules, "google", google)
+    monkeypatch.setitem(sys.modules, "google.colab", stand_in)
+    (tmp_path / "content").mkdir()
+    monkeypatch.chdir(tmp_path / "content")
+    return saved
+
+
+TABLES = {"rows": pd.DataFrame({"a": [1, 2]}), "more": pd.DataFrame({"b": [0.5]})}
+
+
+def test_on_colab_rows_are_saved_as_results_are_laid_out(colab, capsys):
+    offer("toy_chapter", TABLES)
+    with zipfile.ZipFile(*colab) as archive:
+        files = {f"results/toy_chapter/{name}.{end}" for name in TABLES for end in ("csv", "json")}
+        assert files <= set(archive.namelist())
+        assert archive.read("results/toy_chapter/rows.csv") == b"a\n1\n2\n"
+        assert "python" in json.loads(archive.read("results/toy_chapter/rows.json"))
+
+
+def test_rows_of_the_full_profile_are_saved_as_they_were_written(colab):
+    results.save_rows(TABLES["rows"], "../results/toy_chapter/rows.csv", runs={"6L": {"seed": 0}})
+    offer("toy_chapter", {"rows": TABLES["rows"].assign(a=9)})
+    with zipfile.ZipFile(*colab) as archive:
+        assert archive.read("results/toy_chapter/rows.csv") == b"a\n1\n2\n"
+        assert json.loads(archive.read("results/toy_chapter/rows.json"))["runs"] == {"6L": {"seed": 0}}
+
+
+def test_elsewhere_rows_are_links(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    offer("toy_chapter", TABLES)
+    assert capsys.readouterr().out.count("HTML") == 2 and not list(tmp_path.iterdir())
+
+
+def test_a_gpu_is_named_with_what_it_has_room_for(monkeypatch, capsys):
+    gpu = types.SimpleNamespace(name="Tesla T4", total_memory=15.8e9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: gpu)
+    machine()
+    assert "2 x Tesla T4, 16 GB: models of up to about 6 billion" in capsys.readouterr().out
+
+
+def test_without_a_gpu_colab_is_told_how_to_get_one(colab, capsys):
+    machine()
+    assert "Change runtime type" in capsys.readouterr().out
+
+
+def test_without_a_gpu_nothing_is_said_elsewhere(capsys):
+    machine()
+    assert not capsys.readouterr().out

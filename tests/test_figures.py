@@ -328,8 +328,8 @@ VERDICTS = pd.DataFrame(
         "claim": ["S1", "S1", "Q1", "Q1"],
         "model": ["6L", "12L", "6L", "24L"],
         "verdict": ["holds", "doesn't hold", "can't tell", "holds"],
-        "effect": [-3.14159, 2.0, np.nan, 28.0],
-        "unit": ["%", "%", "points", "points"],
+        "effect": [-3.14159, 0.5, np.nan, 28.0],
+        "unit": ["%", "rank correlation", "points", "points"],
     }
 )
 
@@ -338,7 +338,7 @@ def test_verdicts_are_cells_with_their_effects():
     (ax,) = figures.verdicts(VERDICTS)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["6L", "12L", "24L"]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["S1", "Q1"]
-    assert sorted(text.get_text() for text in ax.texts) == ["+2 %", "+28 points", "−3.14 %"]
+    assert sorted(text.get_text() for text in ax.texts) == ["+0.5 ρ", "+28 points", "−3.14 %"]
     colours = {patch.get_xy(): patch.get_facecolor() for patch in ax.patches}
     assert len(colours) == 4 and colours[0.03, 0.06] == colours[2.03, 1.06] != colours[1.03, 0.06]
     legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
@@ -348,3 +348,15 @@ def test_verdicts_are_cells_with_their_effects():
 def test_a_claim_has_one_verdict_on_a_model():
     with pytest.raises(ValueError, match="S1 has more than one verdict for 6L"):
         figures.verdicts(pd.concat([VERDICTS, VERDICTS[:1]]))
+
+
+def test_what_fits_is_coloured_by_the_smallest_card_that_has_room():
+    needs = [("7B", "score", 15.0), ("7B", "serve", 15.1), ("70B", "score", 139.9), ("70B", "serve", 200.0)]
+    rows = pd.DataFrame(needs, columns=["model", "job", "gigabytes"])
+    (ax,) = figures.fits(rows, cards=(16, 24, 141))
+    fills = [patch.get_facecolor() for patch in ax.patches]
+    named = {line.get_label(): line.get_facecolor() for line in ax.figure.legends[0].get_patches()}
+    assert fills == [named["16 GB"], named["24 GB"], named["141 GB"], named["none"]]
+    assert [text.get_text() for text in ax.texts] == ["15", "15", "140", "200"]
+    with pytest.raises(ValueError, match="at most 5 cards"):
+        figures.fits(rows, cards=range(1, 7))
