@@ -228,21 +228,35 @@ def colab(monkeypatch, tmp_path):
 TABLES = {"rows": pd.DataFrame({"a": [1, 2]}), "more": pd.DataFrame({"b": [0.5]})}
 
 
-def test_on_colab_rows_are_saved_as_results_are_laid_out(colab, capsys):
+def test_on_colab_all_tables_are_saved(colab):
     offer("toy_chapter", TABLES)
     with zipfile.ZipFile(*colab) as archive:
-        files = {f"results/toy_chapter/{name}.{end}" for name in TABLES for end in ("csv", "json")}
-        assert files <= set(archive.namelist())
-        assert archive.read("results/toy_chapter/rows.csv") == b"a\n1\n2\n"
-        assert "python" in json.loads(archive.read("results/toy_chapter/rows.json"))
+        assert {f"tables/{name}.csv" for name in TABLES} <= set(archive.namelist())
+        assert archive.read("tables/rows.csv") == b"a\n1\n2\n"
+        assert not [name for name in archive.namelist() if name.startswith("results/")]
 
 
-def test_rows_of_the_full_profile_are_saved_as_they_were_written(colab):
-    results.save_rows(TABLES["rows"], "../results/toy_chapter/rows.csv", runs={"6L": {"seed": 0}})
-    offer("toy_chapter", {"rows": TABLES["rows"].assign(a=9)})
-    with zipfile.ZipFile(*colab) as archive:
-        assert archive.read("results/toy_chapter/rows.csv") == b"a\n1\n2\n"
-        assert json.loads(archive.read("results/toy_chapter/rows.json"))["runs"] == {"6L": {"seed": 0}}
+def test_rows_of_the_full_profile_go_beside_those_of_other_models(colab, tmp_path, monkeypatch, book):
+    def rows(model):
+        return pd.DataFrame({"model": [model], "y": [0.5]})
+
+    written = tmp_path / "results" / "toy_chapter" / "rows.csv"
+    results.known_rows(written, {"8B": {"seed": 0}}, lambda: rows("8B"), renew=True)
+    offer("toy_chapter", {"rows": rows("8B"), "derived": rows("8B")})
+    committed = book / "results" / "toy_chapter" / "rows.csv"
+    results.known_rows(committed, {"6L": {"seed": 0}}, lambda: rows("6L"), renew=True)
+    monkeypatch.chdir(book)
+    archive = str(tmp_path / "content" / colab[0])
+    assert main(["add", archive]) == 0 == main(["add", archive])
+    found = results.known_rows(committed, {"6L": {"seed": 0}, "8B": {"seed": 0}}, pytest.fail)
+    assert list(found["model"]) == ["6L", "8B"]
+
+
+def test_an_archive_without_rows_of_the_full_profile_is_refused(colab, tmp_path, monkeypatch, book, capsys):
+    offer("toy_chapter", TABLES)
+    monkeypatch.chdir(book)
+    assert main(["add", str(tmp_path / "content" / colab[0])]) == 1
+    assert "PROFILE = 'full'" in capsys.readouterr().err
 
 
 def test_elsewhere_rows_are_links(tmp_path, monkeypatch, capsys):
@@ -257,7 +271,9 @@ def test_a_gpu_is_named_with_what_it_has_room_for(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: gpu)
     machine()
-    assert "2 x Tesla T4, 16 GB: models of up to about 6 billion" in capsys.readouterr().out
+    assert (
+        "2 x Tesla T4, 16 GB each: all that is done in this book has room for a model of 4 " in capsys.readouterr().out
+    )
 
 
 def test_without_a_gpu_colab_is_told_how_to_get_one(colab, capsys):

@@ -353,10 +353,10 @@ def test_a_claim_has_one_verdict_on_a_model():
 def test_what_fits_is_coloured_by_the_smallest_card_that_has_room():
     needs = [("7B", "score", 15.0), ("7B", "serve", 15.1), ("70B", "score", 139.9), ("70B", "serve", 200.0)]
     rows = pd.DataFrame(needs, columns=["model", "job", "gigabytes"])
-    (ax,) = figures.fits(rows, cards=(16, 24, 141))
+    (ax,) = figures.fits(rows, cards=(16, 24, 141), spare=1)
     fills = [patch.get_facecolor() for patch in ax.patches]
     named = {line.get_label(): line.get_facecolor() for line in ax.figure.legends[0].get_patches()}
     assert fills == [named["16 GB"], named["24 GB"], named["141 GB"], named["none"]]
     assert [text.get_text() for text in ax.texts] == ["15", "15", "140", "200"]
     with pytest.raises(ValueError, match="at most 5 cards"):
-        figures.fits(rows, cards=range(1, 7))
+        figures.fits(rows, cards=range(1, 7), spare=1)

@@ -59,6 +59,15 @@ def test_it_is_what_real_tensors_take(name, what):
         assert getattr(told, part) == pytest.approx(bytes, rel=0.05), part
 
 
+@pytest.mark.parametrize("what", ["slices", "bits"])
+def test_what_is_not_done_in_place_needs_more(what):
+    config = tiny().config
+    plan = plans(lw.shape(config))[what]
+    kept, changed = (lw.memory(config, plan, inplace=inplace, **WINDOWS).compressing for inplace in (False, True))
+    assert kept == pytest.approx(measured(config, plan, inplace=False)["compressing"], rel=0.05)
+    assert kept > changed
+
+
 @pytest.mark.parametrize("quantizer", ["quanto", "hqq"])
 def test_quantizers_of_other_packages(quantizer):
     config = tiny(hidden_size=128, intermediate_size=256).config
@@ -91,20 +100,41 @@ def test_a_model_that_no_machine_here_holds():
 def test_what_cannot_be_told():
     config = tiny().config
     plan = lw.plans.bits(lw.shape(config), np.arange(3), 2, 8, 4)
-    with pytest.raises(ValueError, match="after 64 tokens the model, which has 64 positions"):
+    with pytest.raises(ValueError, match="length 64 and one more token need 65 positions, and the model has 64"):
         lw.memory(config, length=64)
     with pytest.raises(ValueError, match="gptq needs depends on the text"):
         lw.memory(config, plan, "gptq", length=24)
     with pytest.raises(ValueError, match="quanto has no 3 bits"):
         lw.memory(config, lw.plans.bits(lw.shape(config), np.arange(3), 2, 8, 3), "quanto", length=24)
+    with pytest.raises(ValueError, match="batch must be at least 1, not 0"):
+        lw.memory(config, length=24, batch=0)
+    with pytest.raises(lw.models.UnknownModel, match="embedded/7L"):
+        lw.memory("embedded/7L")
     with pytest.raises(lw.architectures.UnsupportedArchitecture, match="mixtral"):
         lw.memory(AutoConfig.for_model("mixtral"))
+
+
+@pytest.mark.filterwarnings("ignore:.*calibration tokens")
+@pytest.mark.parametrize("what", ["slices", "bits"])
+def test_a_compressed_model_is_no_dense_one(what, tmp_path):
+    model = tiny()
+    small = lw.compress(model, plans(lw.shape(model))[what], random_tokens())
+    lw.save(small, tmp_path / "small")
+    with pytest.raises(ValueError, match="compressed already: give the configuration of the dense one"):
+        lw.memory(tmp_path / "small", length=24)
+
+
+def test_an_embedded_model_by_its_name():
+    model, _ = lw.load("embedded/6L")
+    told = lw.memory("embedded/6L", length=128, dtype=torch.float32)
+    assert told.weights == told.compressed == model.get_memory_footprint()
 
 
 def test_fake_tensors_leave_the_process_as_it_was():
     model, tokens = tiny(), random_tokens()
     before = logits(model, tokens)
+    model.config.dtype = None
     config = model.config.to_dict()
-    lw.memory(model.config, plans(lw.shape(model))["all"], **WINDOWS)
+    lw.memory(model.config, plans(lw.shape(model.config))["all"], **WINDOWS)
     assert model.config.to_dict() == config
     assert torch.equal(logits(copy.deepcopy(model), tokens), before)

@@ -71,6 +71,18 @@ def test_rows_are_saved_as_csv_only(tmp_path):
         results.save_rows(pd.DataFrame(), tmp_path / "rows.json")
 
 
+def test_rows_that_do_not_say_whence_are_not_added(tmp_path):
+    rows = pd.DataFrame({"model": ["a"], "y": [1]})
+    results.save_rows(rows, tmp_path / "quick.csv")
+    with pytest.raises(ValueError, match="quick.csv: it doesn't say of which runs"):
+        results.add_rows(tmp_path / "table.csv", tmp_path / "quick.csv")
+    results.save_rows(rows, tmp_path / "table.csv", runs={"a": {}})
+    results.save_rows(rows.assign(z=2), tmp_path / "other.csv", runs={"a": {}})
+    with pytest.raises(ValueError, match="they differ by z"):
+        results.add_rows(tmp_path / "table.csv", tmp_path / "other.csv")
+    assert list(results.load_rows(tmp_path / "table.csv")) == ["model", "y"]
+
+
 def test_rows_that_another_process_adds_meanwhile_stay(tmp_path):
     path = tmp_path / "rows.csv"
 

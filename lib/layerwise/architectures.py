@@ -6,6 +6,7 @@ Hugging Face `...ForCausalLM`; those of a block are relative to the block.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -264,7 +265,8 @@ def shape(model) -> Shape:
     found = architecture(model)
     if isinstance(model, PretrainedConfig):
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(model, dtype=model.dtype or torch.bfloat16)
+            dtype = model.dtype or torch.bfloat16
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(model), dtype=dtype)
     each = blocks(model)
     stored = getattr(model, "stored_dtype", None) or model.dtype
     parameters = tuple(sum(p.numel() for p in block.parameters()) for block in each)

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from layerwise import evaluation, scores
-from layerwise.architectures import architecture
+from layerwise.architectures import SLICED, architecture
 from layerwise.compression import compress
+from layerwise.models import configuration
 from layerwise.plans import Plan
 from layerwise.quantization import quantizer as by_name
 from layerwise.timing import Alive, generate
@@ -53,30 +54,39 @@ def memory(
     inplace: bool = True,
     dtype: torch.dtype | None = None,
 ) -> Memory:
-    """What a model of `config`, which is a configuration or a name or folder that has one, needs on a single device.
+    """What a dense model of `config`, a configuration or a name as `lw.load` takes it, needs on a single device.
 
     `plan`, `quantizer`, `batch` and `inplace` are as for `lw.compress`, and calibration is on `windows` of `length`
     tokens. `dtype` is the configuration's own unless it is given, and bfloat16 if it has none.
 
-    It takes seconds, for large models up to a minute. Raises UnsupportedArchitecture, and ValueError for what
-    `lw.compress` refuses, for windows that are longer than the model can read, and for a quantizer that looks at text
-    ("gptq", "outliers"): what these need depends on it.
+    It takes seconds, for large models up to a minute. Raises what `lw.load` does for names, UnsupportedArchitecture,
+    and ValueError for the configuration of a compressed model, for what `lw.compress` refuses, for windows that leave
+    no position to go on with, and for bits by a quantizer that looks at text ("gptq", "outliers"): what these need
+    depends on it.
     """
     if not isinstance(config, PretrainedConfig):
-        config = AutoConfig.from_pretrained(config)
+        config = configuration(config)
     architecture(config)
+    if config.model_type.startswith(SLICED) or getattr(config, "quantization_config", None):
+        raise ValueError("this model is compressed already: give the configuration of the dense one, and the plan")
+    for name, number in {"windows": windows, "length": length, "batch": batch}.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and length >= positions:
-        raise ValueError(f"after {length} tokens the model, which has {positions} positions, can't go on: take fewer")
-    if plan is not None and getattr(by_name(quantizer), "needs_tokens", False):
+        raise ValueError(
+            f"length {length} and one more token need {length + 1} positions, and the model has {positions}: give a "
+            "smaller length"
+        )
+    bits = plan is not None and any(layer.bits is not None for layer in plan.kept)
+    if bits and getattr(by_name(quantizer), "needs_tokens", False):
         raise ValueError(f"what {quantizer} needs depends on the text that it looks at: take rtn, quanto or hqq")
     wanted = dtype or config.dtype or torch.bfloat16
 
     def told(windows):
         return _told(config, wanted, plan, quantizer, torch.Size([windows, length]), batch, inplace)
 
-    slices_only = plan is not None and plan.slices and all(layer.bits is None for layer in plan.kept)
-    if not slices_only or windows <= 3 * batch:
+    if plan is None or bits or not plan.slices or windows <= 3 * batch:
         return told(windows)
     # Slicing keeps the hidden states of all windows from its beginning to its end, so that each batch adds the same.
     two, three = told(2 * batch), told(3 * batch)
@@ -93,18 +103,18 @@ def _told(config, dtype, plan, quantizer, size, batch, inplace) -> Memory:
             work()
             return alive.peak
 
-        tokens = torch.zeros(size, dtype=torch.long)
-        few, compressing = tokens[:batch], None
+        few = torch.zeros(batch, size[1], dtype=torch.long)
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).eval().requires_grad_(False)
         dense = model.get_memory_footprint()
         scoring = peak(lambda: scores.statistics(model, few, batch=batch))
+        compressing = None
         if plan is not None:
             alive.peak = alive.now
-            text = tokens if plan.slices else None
+            text = torch.zeros(size, dtype=torch.long) if plan.slices else None
             model = compress(model, plan, text, quantizer, batch=batch, inplace=inplace)
-            compressing = alive.peak
+            compressing, text = alive.peak, None
         evaluating = peak(lambda: evaluation.window_losses(model, few, batch))
-        serving = peak(lambda: generate(model, tokens[:1], 1))
+        serving = peak(lambda: generate(model, few[:1], 1))
         return Memory(dense, scoring, compressing, model.get_memory_footprint(), evaluating, serving)
 
 
@@ -138,8 +148,10 @@ class _Answers(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (Tensor.__bool__, Tensor.item) and args[0].dtype == torch.bool:
             return args[0] not in self._any
-        if func in (Tensor.item, Tensor.__float__, Tensor.__int__):
+        if func in (Tensor.item, Tensor.__int__):
             return 1
+        if func is Tensor.__float__:
+            return 1.0
         if func in (Tensor.numpy, Tensor.tolist):
             contents = np.ones(tuple(args[0].shape))
             return contents if func is Tensor.numpy else contents.tolist()

@@ -58,6 +58,13 @@ def download(name: str, revision: str | None, weights: Callable[[dict], list[str
         return Path(snapshot_download(allow_patterns=[*files, *BESIDE], **options))
 
 
+def config(name: str, revision: str | None) -> Path:
+    """The config.json of a model, in the Hub's cache, and nothing else of it; raises HubError as `download` does."""
+    sent = token()
+    with _explained("model", name, revision, sent):
+        return Path(hf_hub_download(name, "config.json", revision=revision, token=sent))
+
+
 def file(dataset: str, name: str, revision: str) -> Path:
     """One file of a dataset, in the Hub's cache; raises HubError as `download` does."""
     sent = token()

@@ -10,13 +10,13 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig, PretrainedConfig
 from transformers.utils import logging
 
 from layerwise import hub
@@ -77,6 +77,20 @@ def load(name, device="auto", dtype="auto", revision=None):
     if _folder(name) is None:
         model.config._commit_hash = folder.name  # the cache calls a snapshot by its commit
     return model, _tokenizer(folder)
+
+
+def configuration(name, revision=None) -> PretrainedConfig:
+    """The configuration of a model by its name as `load` takes it; of the Hub nothing else is fetched.
+
+    Raises UnknownModel, DamagedModel, `hub.HubError`, and UnsupportedArchitecture.
+    """
+    name = os.fspath(name)
+    folder = _folder(name) or _asked(name, lambda: hub.config(name, revision)).parent
+    if not (folder / "config.json").exists():
+        raise DamagedModel(f"{folder} is no model: it has no config.json")
+    config, _ = PretrainedConfig.get_config_dict(folder)
+    architecture(config.get("model_type", ""))
+    return AutoConfig.from_pretrained(folder)
 
 
 def save(model, path, tokenizer=None) -> Path:
@@ -159,8 +173,13 @@ def _folder(name: str) -> Path | None:
 
 def _from_hub(name: str, revision: str | None) -> Path:
     """The folder of a model of the Hub, downloaded if need be."""
+    return _asked(name, lambda: hub.download(name, revision, _own_files))
+
+
+def _asked(name: str, ask: Callable[[], Path]) -> Path:
+    """What the Hub gives of a model; its errors say what there is without it."""
     try:
-        return hub.download(name, revision, _own_files)
+        return ask()
     except hub.NotOnHub as error:
         raise UnknownModel(_unknown(name, f"and {error}")) from error
     except hub.Unreachable as error:

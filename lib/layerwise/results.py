@@ -81,15 +81,36 @@ def known_rows(
         print(f"{path.stem}: made now, since no rows of just these models and settings are committed")
         return make()
     rows, origin = make(), provenance()
-    if path.exists():  # as it is now: another process may have added models in the hours that this took
+    origin = {name: origin[name] for name in ("date", "commit", "dirty", "cpu", "gpu") if name in origin}
+    _put(path, rows, {model: {**run, **origin} for model, run in runs.items()})
+    return rows
+
+
+def add_rows(path, source) -> list[str]:
+    """Put the rows of another file that `known_rows` wrote into the table at `path`; returns their models.
+
+    They take the place of rows of the same models; those of others stay. Raises ValueError for rows that don't say of
+    which runs they are, such as those of the quick profile, and for other columns than the table's.
+    """
+    path, rows = Path(path), load_rows(source)
+    runs = rows.attrs.get("provenance", {}).get("runs")
+    if not runs or set(runs) != set(rows["model"]):
+        raise ValueError(f"{source}: it doesn't say of which runs its rows are; take rows of the full profile")
+    if path.exists() and (differ := set(load_rows(path)) ^ set(rows)):
+        raise ValueError(f"{source}: its columns are not those of {path}, they differ by {', '.join(sorted(differ))}")
+    _put(path, rows, runs)
+    return list(runs)
+
+
+def _put(path: Path, rows: pd.DataFrame, runs: Mapping[str, Mapping]) -> None:
+    """Write rows of the models in `runs` to a table, in place of those that it has of them."""
+    before, told = pd.DataFrame({"model": []}), {}
+    if path.exists():  # read only now: another process may have added models in the hours that the rows took
         before = load_rows(path)
         told = before.attrs.get("provenance", {"runs": {}})["runs"]
-    origin = {name: origin[name] for name in ("date", "commit", "dirty", "cpu", "gpu") if name in origin}
     others = before[~before["model"].isin(list(runs))]
     told = {model: run for model, run in told.items() if model in set(others["model"])}
-    told |= {model: {**run, **origin} for model, run in runs.items()}
-    save_rows(pd.concat([others, rows], ignore_index=True), path, runs=told)
-    return rows
+    save_rows(pd.concat([others, rows], ignore_index=True), path, runs=told | dict(runs))
 
 
 def digest(*functions: Callable) -> str:

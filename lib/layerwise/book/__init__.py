@@ -55,25 +55,23 @@ def download(frame, name: str):
 def offer(chapter: str, tables: Mapping) -> None:
     """The rows of a chapter (DataFrames by name) to take away: a link that saves each.
 
-    On Colab, which forgets them, the browser also saves all of them as `CHAPTER-results.zip`, laid out as `results/` is
-    with the provenance of each table. What the full profile has written there is taken as it is, so that the archive
-    can be unpacked in a clone and sent in.
+    On Colab, which forgets them, the browser also saves `CHAPTER-results.zip`: all of them in `tables/`, and in
+    `results/` what the full profile has written with its provenance, which `python -m layerwise.book add` puts into a
+    clone, beside the rows of other models.
     """
     from IPython.display import display
-
-    from layerwise import results
 
     for name, table in tables.items():
         display(download(table, f"{chapter}-{name}.csv".replace("_", "-")))
     if (colab := _colab()) is None:
         return
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "results" / chapter
+        (Path(folder) / "tables").mkdir()
         for name, table in tables.items():
-            results.save_rows(table, target / f"{name}.csv")
+            table.to_csv(Path(folder) / "tables" / f"{name}.csv", index=False)
         written = Path("..") / "results" / chapter
         if written.is_dir():
-            shutil.copytree(written, target, dirs_exist_ok=True)
+            shutil.copytree(written, Path(folder) / "results" / chapter)
         colab.files.download(shutil.make_archive(f"{chapter}-results", "zip", folder))
 
 
@@ -84,12 +82,12 @@ def machine() -> None:
     if torch.cuda.is_available():
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         gigabytes = min(gpu.total_memory for gpu in gpus) / 1e9
-        # Of what most work on a model takes, three quarters are its weights: see the chapter what_fits.
-        most = 0.75 * (gigabytes - 1) / 2
+        # Weights are 55 % and more of what any work on models of this size takes at its peak: the chapter what_fits.
+        most = int(0.55 * (gigabytes - 1) / 2)
         count = "" if len(gpus) == 1 else f"{len(gpus)} x "
         print(
-            f"{count}{gpus[0].name}, {gigabytes:.0f} GB: models of up to about {most:.0f} billion parameters can be "
-            "scored, compressed and evaluated on it (see: What fits where)"
+            f"{count}{gpus[0].name}, {gigabytes:.0f} GB{' each' if count else ''}: all that is done in this book has "
+            f"room for a model of {most} billion parameters; What fits where tells which work has room for larger ones"
         )
     elif _colab() is not None:
         print("No GPU: the embedded models need none. For larger ones: Runtime, Change runtime type")

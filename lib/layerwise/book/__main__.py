@@ -2,7 +2,11 @@
 
 import argparse
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
+
+from layerwise.results import add_rows
 
 from .build import BuildError, build, named_figures
 from .check import check
@@ -23,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
         ("full", "execute notebooks with PROFILE='full'; they write results/"),
     ):
         jobs.add_parser(job, help=text).add_argument("names", nargs="+", metavar="NAME")
+    add = jobs.add_parser("add", help="put rows that a notebook offered on Colab into results/")
+    add.add_argument("archive", metavar="CHAPTER-results.zip")
     return command
 
 
@@ -46,6 +52,18 @@ def full(root: Path, name: str) -> None:
         print(f"wrote results/figures/{figure}.png")
 
 
+def add(root: Path, archive: str) -> None:
+    """Put the rows of an archive that `layerwise.book.offer` made into `results/`; those of other models stay."""
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(archive) as rows:
+        rows.extractall(folder)
+        files = sorted((Path(folder) / "results").glob("*/*.csv"))
+        if not files:
+            raise ValueError(f"{archive} has no rows of the full profile: run the notebook with PROFILE = 'full'")
+        for file in files:
+            path = root / "results" / file.parent.name / file.name
+            print(f"{path.relative_to(root)}: {', '.join(add_rows(path, file))}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 when all went well, 1 with the reason on standard error, 130 when stopped by Ctrl-C."""
     options = parser().parse_args(arguments)
@@ -60,6 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"The book is built. Open {page}")
         elif options.job == "check":
             checked(root)
+        elif options.job == "add":
+            add(root, options.archive)
         elif options.job == "execute":
             for name in options.names:
                 result = execute(root, name)
@@ -67,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             for name in options.names:
                 full(root, name)
-    except (NotebookError, BuildError, FileNotFoundError, ValueError) as error:
+    except (NotebookError, BuildError, FileNotFoundError, ValueError, zipfile.BadZipFile) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ _FILLS = ("#e8f1fa", "#cfe1f2", "#abd0e6", "#6aaed6", "#3787c0")
 _NONE = "#f6c9a0"
 
 
-def fits(rows: pd.DataFrame, cards: Sequence[int], spare: float = 1.0) -> list[Axes]:
+def fits(rows: pd.DataFrame, cards: Sequence[int], spare: float) -> list[Axes]:
     """A cell for every model and job: in it the gigabytes that it needs, its colour the smallest card that has them.
 
     Rows: model, job, gigabytes. `cards` are at most five sizes in gigabytes, small to large, of which `spare` are left

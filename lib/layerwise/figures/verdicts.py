@@ -12,7 +12,7 @@ _FILLS = {"holds": "#b5d3ea", "doesn't hold": "#f6c9a0", "can't tell": "#e3e3e3"
 
 
 def verdicts(rows: pd.DataFrame) -> list[Axes]:
-    """A cell for every claim and model: its colour is the verdict, in it the effect and its unit (ρ is a rank correlation).
+    """A cell for every claim and model: its colour is the verdict, in it the effect and its unit.
 
     Rows as `claims.table` gives them, one per claim and model: claim, model, verdict, effect, unit. Claims and models
     stand in the order of their first appearance; where a claim has no row for a model the cell stays empty.
@@ -28,6 +28,7 @@ def verdicts(rows: pd.DataFrame) -> list[Axes]:
         x, y = models.index(row.model), names.index(row.claim)
         ax.add_patch(plt.Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, color=_FILLS[row.verdict], lw=0))
         if np.isfinite(row.effect):
+            # the sign for it, since the words have no room
             unit = "ρ" if row.unit == "rank correlation" else row.unit
             effect = f"{row.effect:+.3g} {unit}".replace("-", "−")
             ax.text(x + 0.5, y + 0.5, effect, ha="center", va="center", fontsize=9)
