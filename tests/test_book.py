@@ -92,9 +92,8 @@ def test_what_a_chapter_depends_on(book, path):
 
 def test_neither_caches_nor_other_chapters_make_a_chapter_run_again(book):
     before = execute.fingerprint(book, "toy", {})
-    for folder in ("benchmarks", "figures"):  # `make bench` and the front page's picture
-        (book / "results" / folder).mkdir(parents=True)
-        (book / "results" / folder / "new.jsonl").write_text("{}")
+    (book / "results" / "figures").mkdir(parents=True)  # such as the front page's picture
+    (book / "results" / "figures" / "new.png").write_text("bytes")
     (book / "notebooks" / "other.md").write_text("text")
     (book / "lib" / "layerwise" / "__pycache__").mkdir()
     (book / "lib" / "layerwise" / "__pycache__" / "thing.pyc").write_text("bytes")
