@@ -1,8 +1,10 @@
 """A sweep over orderings: blocks quantized once and put together, against a model compressed anew for every plan.
 
-`python benchmarks/quantization.py`, about five minutes. Two models: the embedded one of 12 blocks, whose weights are
+`python benchmarks/quantization.py`, about twelve minutes. Two models: the embedded one of 12 blocks, whose weights are
 trained, and a random Llama of 91M parameters, on which passes and matrices cost what they cost on real ones. Four
-orderings, k = 0 ... L from 4 to 2 bits, every plan on the same windows. Compared, in alternation in one process:
+orderings, k = 0 ... L from 4 to 2 bits, every plan on the same windows of 256 tokens. How much a sweep saves depends on
+how many windows there are, since both have to evaluate: eight for the small model, one and two for the larger.
+Compared, in alternation in one process:
 
 - *evaluations*: a forward pass and a comparison of logits for each plan, nothing else: what a sweep can't do without
   if its plans share nothing;
@@ -15,6 +17,7 @@ Processor seconds, summed over threads, barely notice a busy machine. Writes `qu
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -32,6 +35,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 ROOT = Path(__file__).parent.parent
 QUANTIZERS = ("rtn", "quanto", "hqq")
 HIGH, LOW = 4, 2
+# What is freed goes back to the system at once, and no thread keeps memory of its own.
+ENVIRONMENT = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
 
 
 def random_llama(blocks: int, width: int, vocabulary: int) -> LlamaForCausalLM:
@@ -138,22 +143,21 @@ def peak(what: str, options) -> int:
 def memory(options, quick: bool) -> list[dict]:
     """Peak of a sweep over two widths beside that of one evaluation, and in copies of the blocks per width."""
     command = [sys.executable, __file__] + ["--quick"] * quick
-    found = {
-        what: np.median(
-            [
-                int(subprocess.run([*command, "--peak", what], check=True, stdout=subprocess.PIPE, text=True).stdout)
-                for _ in range(3)
-            ]
-        )
-        for what in ("evaluation", "sweep")
-    }
+
+    def once(what):
+        run = subprocess.run([*command, "--peak", what], check=True, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        return int(run.stdout)
+
+    found = {what: np.median([once(what) for _ in range(3)]) for what in ("evaluation", "sweep")}
     shape = lw.shape(random_llama(*options.shape))
     copies = 2 * 4 * sum(shape.linear_weights)
+    states = shape.L * options.windows * 256 * shape.D * 4  # what enters each block, for plans that begin alike
     more = found["sweep"] - found["evaluation"]
     return [
         {"quantity": "peak memory, GB: evaluation", "value": found["evaluation"] / 1e9},
         {"quantity": "peak memory, GB: sweep over two widths", "value": found["sweep"] / 1e9},
         {"quantity": "what the sweep holds more / a copy of the blocks for each width", "value": more / copies},
+        {"quantity": "the same without the hidden states that it keeps", "value": (more - states) / copies},
     ]
 
 
@@ -170,10 +174,11 @@ def main() -> None:
         return
     trained, tokenizer = lw.load("embedded/6L" if asked.quick else "embedded/12L", device="cpu")
     text = lw.tokens(tokenizer, "world", split="test", n=8, length=256)
-    rows = compared("trained", trained, text, options.rounds, options.some)
+    rows = compared("trained, 8 windows", trained, text, options.rounds, options.some)
     if not asked.quick:
-        big = random_llama(*options.shape)
-        rows += compared("random 91M", big, torch.randint(options.shape[2], (options.windows, 256)), 1, options.some)
+        big, tokens = random_llama(*options.shape), torch.randint(options.shape[2], (options.windows, 256))
+        rows += compared("random 91M, 1 window", big, tokens[:1], 1, options.some)
+        rows += compared(f"random 91M, {options.windows} windows", big, tokens, 1, options.some)
     times = pd.DataFrame(rows)
     summary = []
     for (model, quantizer), part in times.groupby(["model", "quantizer"], sort=False):
