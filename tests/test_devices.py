@@ -1,11 +1,13 @@
-"""Devices that lack float64, as Apple's do: everything that is measured can be measured there."""
+"""Devices that lack float64, as Apple's do, or bfloat16, and models that are larger than the memory of one."""
 
 import layerwise as lw
 import numpy as np
 import pytest
 import torch
+from accelerate import dispatch_model
 from families import random_tokens, tiny
-from layerwise import damage, evaluation, scores
+from layerwise import damage, devices, evaluation, models, results, scores
+from layerwise.architectures import blocks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -59,3 +61,116 @@ def test_stand_in_is_strict_about_sums():
 
 def test_evaluation_gives_its_numbers_on_the_cpu():
     assert evaluation.window_losses(tiny(), random_tokens(2)).device.type == "cpu"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_nan_and_infinity_are_seen_anywhere(dtype):
+    weights = torch.full((5, 7), torch.finfo(dtype).max, dtype=dtype)
+    assert devices.finite(weights) and devices.finite(weights[:0])
+    for value in (torch.nan, torch.inf, -torch.inf):
+        for place in ((0, 0), (2, 3), (4, 6)):
+            damaged = weights.clone()
+            damaged[place] = value
+            assert not devices.finite(damaged)
+
+
+@pytest.mark.parametrize(("stored", "native", "expected"), [
+    ("bfloat16", False, torch.float16), ("bfloat16", True, "auto"), ("float16", False, "auto"),
+])  # fmt: skip
+def test_a_gpu_without_bfloat16_gets_float16_and_a_warning(stored, native, expected, monkeypatch, recwarn):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    assert devices.dtype_for({"dtype": stored}, torch.device("cuda")) == expected
+    told = [str(warning.message) for warning in recwarn]
+    assert told == ([] if expected == "auto" else ["Tesla T4 has no bfloat16, so this model is loaded in float16, "
+                                                   "which overflows sooner"])  # fmt: skip
+    assert devices.dtype_for({"dtype": stored}, torch.device("cpu")) == "auto"
+
+
+@pytest.fixture(params=["llama", "opt", "phi"])
+def folder(request, tmp_path):
+    """A checkpoint of several files."""
+    model = tiny(request.param, num_hidden_layers=6)
+    model.save_pretrained(tmp_path / "model", max_shard_size=30_000)
+    return tmp_path / "model"
+
+
+def leave_free(folder, monkeypatch, share):
+    """Let memory have room for a share of the weights in a folder."""
+    bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    monkeypatch.setattr(devices, "get_max_memory", lambda: {"cpu": share * bytes / devices.SHARE})
+
+
+def spread(folder, monkeypatch):
+    """A model some of whose blocks stay on disk."""
+    leave_free(folder, monkeypatch, 0.7)
+    with pytest.warns(
+        UserWarning, match="larger than what is free on cpu, so its blocks are: [1-5] on cpu, [1-5] on disk"
+    ):
+        return lw.load(folder)[0]
+
+
+def test_a_model_larger_than_memory_is_scored_and_evaluated_as_if_it_were_not(folder, monkeypatch):
+    whole, tokens = lw.load(folder, device="cpu")[0], random_tokens(4)
+    model = spread(folder, monkeypatch)
+    assert any(parameter.is_meta for parameter in model.parameters())
+    for measure in (lw.scores.lim, lw.scores.zd, lw.scores.angular_distances, lw.perplexity):
+        np.testing.assert_array_equal(measure(model, tokens), measure(whole, tokens))
+    removed = [damage.by_window(each, tokens, kinds=["removed"])["kl"] for each in (model, whole)]
+    np.testing.assert_array_equal(*removed)
+    assert results.fingerprint(model) == results.fingerprint(whole)
+    assert (lw.shape(model), lw.size(model)) == (lw.shape(whole), lw.size(whole))
+    assert lw.speed(model, prompt=8, new=2, repeats=1).decode > 0
+
+
+def test_a_model_larger_than_memory_is_not_changed(folder, monkeypatch):
+    model, tokens = spread(folder, monkeypatch), random_tokens()
+    plan = lw.plans.bits(lw.shape(model), scores.zd(model), low_layers=1, high=8, low=4)
+    for change in (
+        lambda: lw.compress(model, plan),
+        lambda: lw.compress(model, lw.plans.constant_slices(lw.shape(model), 0.25), tokens),
+        lambda: lw.quantization.RTN()(model, [8] * 6),
+        lambda: lw.Assembly(model, [8]),
+        lambda: damage.by_window(model, tokens, kinds=["removed", "4 bits"]),
+    ):
+        with pytest.raises(ValueError, match=r"scored and evaluated, not changed. lw.compress_checkpoint"):
+            change()
+
+
+def test_memory_that_embeddings_do_not_fit_into_is_too_little(folder, monkeypatch):
+    leave_free(folder, monkeypatch, 0.01)
+    with pytest.raises(MemoryError, match="not even the embeddings of .*model fit into what is free on cpu"):
+        lw.load(folder)
+
+
+def test_damaged_weights_are_found_on_disk_too(tmp_path, monkeypatch):
+    model = tiny(num_hidden_layers=6)
+    with torch.no_grad():
+        blocks(model)[5].mlp.up_proj.weight[0, 0] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    leave_free(tmp_path / "model", monkeypatch, 0.7)
+    with (
+        pytest.warns(UserWarning, match="on disk"),
+        pytest.raises(models.DamagedModel, match="layers.5.mlp.up_proj.weight hold NaN"),
+    ):
+        lw.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "phi"])
+def test_a_model_over_several_devices_is_quantized_and_pruned_in_place_of_one(family):
+    """accelerate's hooks, which move what passes from device to device, stay where they belong."""
+    tokens, whole, model = random_tokens(4), tiny(family), tiny(family)
+    names = {name for name, _ in model.named_parameters()}
+    where = {name.rpartition(".")[0]: "cpu" for name in names} | {"": "cpu"}
+    model = dispatch_model(model, where, force_hooks=True)
+    shape, lim = lw.shape(model), lw.scores.lim(model, tokens)
+    plan = lw.plans.bits(shape, lim, low_layers=1, high=8, low=4)
+    dropped = lw.plans.drop(shape, lim, 1)
+    for each in (plan, dropped):
+        expected = lw.compare(lw.compress(whole, each), whole, tokens)
+        assert lw.compare(lw.compress(model, each), model, tokens) == expected
+    assert lw.compare(model, whole, tokens).kl == 0  # what was compressed were copies
+    loss, _ = lw.Assembly(model, [8, 4]).compare([plan], tokens)
+    np.testing.assert_allclose(loss, lw.Assembly(whole, [8, 4]).compare([plan], tokens)[0], atol=1e-6)
+    pair = [damage.by_window(each, tokens, kinds=["removed", "4 bits"])["kl"] for each in (model, whole)]
+    np.testing.assert_allclose(*pair, atol=1e-7)

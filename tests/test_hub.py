@@ -83,6 +83,13 @@ def test_unsupported_models_are_refused_before_their_weights_are_fetched(served)
     assert fetched(served) == ["config.json"]
 
 
+def test_a_plan_of_another_model_is_refused_before_weights_are_fetched(served, tmp_path):
+    plan = lw.plans.bits(lw.shape(tiny(num_hidden_layers=4)), [0, 1, 2, 3], 2, 8, 4)
+    with pytest.raises(ValueError, match="the plan is for 4 layers"):
+        lw.compress_checkpoint("org/tiny", tmp_path / "small", plan)
+    assert fetched(served) == ["config.json"]
+
+
 def test_a_gated_model_says_where_the_licence_is_and_how_to_give_a_token(served, monkeypatch):
     served.gated.add("org/tiny")
     with pytest.raises(hub.HubError) as told:

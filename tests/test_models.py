@@ -158,16 +158,3 @@ def test_code_in_a_checkpoint_is_not_run(saved):
     written = json.loads((saved / "config.json").read_text()) | {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}
     (saved / "config.json").write_text(json.dumps(written))
     assert type(lw.load(saved, device="cpu")[0]).__name__ == "LlamaForCausalLM"
-
-
-@pytest.mark.parametrize(("stored", "native", "expected"), [
-    ("bfloat16", False, torch.float16), ("bfloat16", True, "auto"), ("float16", False, "auto"),
-])  # fmt: skip
-def test_a_gpu_without_bfloat16_gets_float16_and_a_warning(stored, native, expected, monkeypatch, recwarn):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
-    assert models.dtype_for({"dtype": stored}, torch.device("cuda")) == expected
-    told = [str(warning.message) for warning in recwarn]
-    assert told == ([] if expected == "auto" else ["Tesla T4 has no bfloat16, so this model is loaded in float16, "
-                                                   "which overflows sooner"])  # fmt: skip
-    assert models.dtype_for({"dtype": stored}, torch.device("cpu")) == "auto"

@@ -196,11 +196,6 @@ def linears(block: nn.Module) -> dict[str, nn.Linear]:
     return found
 
 
-def finite(weights: torch.Tensor) -> bool:
-    """Whether there is no NaN and no infinity among weights; their extremes show it in one reading, without a copy."""
-    return not weights.numel() or bool(torch.stack(torch.aminmax(weights)).isfinite().all())
-
-
 class Matrix(NamedTuple):
     """The weights of a linear layer, and which of its two sides the residual stream is on, if either."""
 

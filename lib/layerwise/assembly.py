@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise import architectures, evaluation
+from layerwise import architectures, devices, evaluation
 from layerwise.passes import Passes
 from layerwise.plans import Plan
 from layerwise.quantization import packed, quantizer
@@ -34,6 +34,7 @@ class Assembly:
 
     def __init__(self, model: nn.Module, widths: Sequence[int], quantizer: str | Callable = "rtn"):
         self.model, self.quantizer = model, _by_block(quantizer)
+        devices.check_present(model)
         own = list(architectures.blocks(model))
         self.blocks: dict[int | None, list[nn.Module]] = {None: own}
         for bits in dict.fromkeys(widths):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from layerwise import slicing
 from layerwise.architectures import blocks
 from layerwise.corpora import check_tokens
+from layerwise.devices import check_present
 from layerwise.plans import Layer, Plan
 from layerwise.pruning import remove_blocks
 from layerwise.quantization import packed
@@ -50,11 +51,12 @@ def compress(
     the result with `lw.save`, which stores few bits as few.
 
     Raises UnsupportedArchitecture, and ValueError for a plan of another model, tokens that are missing or outside the
-    vocabulary, a width in bits that the quantizer lacks, a size that it can't do, and weights or hidden states that are
-    NaN or infinite, naming the block; ImportError if the package of a quantizer is missing. Warns if there are fewer
-    tokens than the stream is wide.
+    vocabulary, a width in bits that the quantizer lacks, a size that it can't do, weights that are not all on a device,
+    and weights or hidden states that are NaN or infinite, naming the block; ImportError if the package of a quantizer
+    is missing. Warns if there are fewer tokens than the stream is wide.
     """
     check_plan(model, plan)
+    check_present(model)
     if plan.slices:
         _check_slicing(model, plan, tokens, calibration, mask, batch, inplace)
     quantize = check_quantizer(model, by_name(quantizer), plan, tokens, mask)

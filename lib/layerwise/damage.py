@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise import architectures, evaluation, stats
+from layerwise import architectures, devices, evaluation, stats
 from layerwise.passes import Passes
 from layerwise.quantization import RTN
 from layerwise.quantization.packed import dequantized
@@ -39,9 +39,12 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
 
     Memory beside the model: the hidden states entering each block for one batch, two batches of logits, one block.
 
-    Raises ValueError for a sliced model, tokens that it can't read, and an unknown kind.
+    Raises ValueError for a sliced model, tokens that it can't read, an unknown kind, and a model whose weights are not
+    all on a device, if they are to be rounded.
     """
     _check(model, tokens)
+    if any(kind != "removed" for kind in kinds):
+        devices.check_present(model)
     makers = {_label(kind): _maker(kind) for kind in kinds}
     if len(makers) < len(kinds):
         raise ValueError(f"two kinds of damage share a name: {', '.join(map(_label, kinds))}; name the functions apart")

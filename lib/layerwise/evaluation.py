@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from layerwise import corpora, stats
+from layerwise.devices import entrance
 from layerwise.quantization import packed
 from layerwise.quantization.gptq import compressed
 
@@ -200,8 +201,7 @@ def batches(tokens: Tensor, batch: int, label: str) -> Iterator[Tensor]:
 
 def logits(model: nn.Module, tokens: Tensor) -> Tensor:
     """The model's logits for a batch, `[n, length] -> [n, length, vocabulary]`, in the model's own dtype."""
-    device = next(model.parameters()).device
-    return model(input_ids=tokens.to(device), use_cache=False).logits
+    return model(input_ids=tokens.to(entrance(model)), use_cache=False).logits
 
 
 def losses(predicted: Tensor, tokens: Tensor) -> Tensor:

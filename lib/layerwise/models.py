@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig, PretrainedConfig
 from transformers.utils import logging
 
-from layerwise import hub
-from layerwise.architectures import architecture, finite
+from layerwise import devices, hub
+from layerwise.architectures import architecture, blocks
 from layerwise.quantization import checkpoint, gptq, packed
 
 WEIGHTS = Path(__file__).parent / "world" / "weights"
@@ -45,35 +46,42 @@ def embedded() -> list[str]:
 def load(name, device="auto", dtype="auto", revision=None):
     """A model and its tokenizer (None if it has none), by name: "embedded/12L", a local folder, or a Hub id.
 
-    `device` "auto" is the accelerator if there is one, else the CPU. `dtype` "auto" is float32 for embedded models,
-    whose results are then the same everywhere, and the checkpoint's own for others; the dtype of the checkpoint is kept
-    as `model.stored_dtype`, for counting bytes. A GPU that has no bfloat16 gets float16 instead, and a warning says so.
+    `device` "auto" is the accelerator if there is one, else the CPU. A dense model that it has no room for is spread by
+    accelerate over further GPUs, the host's memory and the disk, and a warning says so: it can be scored and evaluated,
+    slowly if parts of it are not on GPUs, which then are compressed with `lw.compress_checkpoint`.
+
+    `dtype` "auto" is float32 for embedded models, whose results are then the same everywhere, and the checkpoint's own
+    for others; the dtype of the checkpoint is kept as `model.stored_dtype`, for counting bytes. A GPU that has no
+    bfloat16 gets float16 instead, and a warning says so.
+
     `revision` is a branch, tag or commit on the Hub; the commit that was read is in `results.fingerprint(model)`. The
     model is in eval mode and its parameters want no gradients: call `model.requires_grad_()` to train it.
 
-    Raises UnknownModel, DamagedModel, `hub.HubError` (a licence that wasn't accepted, no network, ...), or
+    Raises UnknownModel, DamagedModel, `hub.HubError` (a licence that wasn't accepted, no network, ...), MemoryError, or
     UnsupportedArchitecture, the last before any weights are read.
     """
     name = os.fspath(name)
     folder, config, ours = checked(name, revision)
     small = name.startswith(PREFIX)
-    device = torch.device(accelerator() if device == "auto" else device)
+    chosen, device = device == "auto", torch.device(devices.accelerator() if device == "auto" else device)
     if dtype == "auto":
-        dtype = torch.float32 if small else dtype_for(config, device)
+        dtype = torch.float32 if small else devices.dtype_for(config, device)
     if ours:
         model = _read_packed(folder, dtype).to(device)
     elif (config.get("quantization_config") or {}).get("quant_method") == "compressed-tensors":
         with gptq.quiet():  # unpacked at once, not in the middle of the first forward pass
             unpacked = CompressedTensorsConfig(dequantize=True)
             model = _read(folder, dtype, device, quiet=True, quantization_config=unpacked)
+    elif chosen and (room := devices.room(_bytes(folder, config, dtype))):
+        model = _read(folder, dtype, "auto", quiet=small, max_memory=room)
+        _tell_places(name, model, device)
     else:
         model = _read(folder, dtype, device, quiet=small)
     model = model.eval().requires_grad_(False)
-    for tensor, parameter in model.named_parameters():
-        if not finite(parameter):
+    for tensor, weights in devices.tensors(model):
+        if weights.is_floating_point() and not devices.finite(weights):
             raise DamagedModel(f"{name}: the weights {tensor} hold NaN or infinity; get the checkpoint anew")
-    stored = _stored(config)
-    model.stored_dtype = stored or model.dtype
+    model.stored_dtype = devices.stored(config) or model.dtype
     if _folder(name) is None:
         model.config._commit_hash = folder.name  # the cache calls a snapshot by its commit
     return model, _tokenizer(folder)
@@ -86,11 +94,8 @@ def configuration(name, revision=None) -> PretrainedConfig:
     """
     name = os.fspath(name)
     folder = _folder(name) or _asked(name, lambda: hub.config(name, revision)).parent
-    if not (folder / "config.json").exists():
-        raise DamagedModel(f"{folder} is no model: it has no config.json")
-    config, _ = PretrainedConfig.get_config_dict(folder)
-    architecture(config.get("model_type", ""))
-    return AutoConfig.from_pretrained(folder)
+    _config(folder)
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def save(model, path, tokenizer=None) -> Path:
@@ -141,16 +146,23 @@ def checked(name: str, revision: str | None = None) -> tuple[Path, dict, list[st
     """The folder of a model by its name as `load` takes it, downloaded if need be; its configuration; and the files of
     its weights if they are packed. Raises what `load` does before weights are read."""
     folder = _folder(name) or _from_hub(name, revision)
+    config = _config(folder)
+    ours = _own_files(config)
+    if not ours:
+        _check_files(folder)
+    return folder, config, ours
+
+
+def _config(folder: Path) -> dict:
+    """What config.json of a folder says; raises DamagedModel and UnsupportedArchitecture."""
     if not (folder / "config.json").exists():
         raise DamagedModel(f"{folder} is no model: it has no config.json (a model folder also has model.safetensors)")
     try:
         config, _ = PretrainedConfig.get_config_dict(folder)
     except (OSError, ValueError) as error:
         raise DamagedModel(f"{folder / 'config.json'} is not a configuration: {error}") from error
-    ours = _own_files(config)
-    if not ours:
-        _check_files(folder)
-    return folder, config, ours
+    architecture(config.get("model_type", ""))
+    return config
 
 
 def _folder(name: str) -> Path | None:
@@ -169,6 +181,13 @@ def _folder(name: str) -> Path | None:
     if _close(name, cutoff=0.75):  # a slip of the pen: say so, instead of asking the Hub until it times out
         raise UnknownModel(_unknown(name))
     return None
+
+
+def _bytes(folder: Path, config: dict, dtype) -> float:
+    """Bytes of the weights of a folder in memory, in `dtype`."""
+    as_stored = sum((folder / file).stat().st_size for file in _weight_files(folder))
+    stored = devices.stored(config)
+    return as_stored if dtype == "auto" or stored is None else as_stored * dtype.itemsize / stored.itemsize
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
@@ -213,12 +232,7 @@ def _unknown(name: str, also: str = "") -> str:
 
 def _check_files(folder: Path) -> None:
     """Raise DamagedModel, before anything large is read, if weights of the model are missing or cut off."""
-    index = folder / "model.safetensors.index.json"
-    try:
-        files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-    except (ValueError, KeyError, AttributeError) as error:
-        raise DamagedModel(f"{index} is not an index of weight files: {error!r}") from error
-    for file in sorted(files):
+    for file in _weight_files(folder):
         if not (folder / file).exists():
             pickled = next(folder.glob("*.bin"), None)
             hint = f"; {pickled.name} is a pickle, which is not read: convert it to safetensors" if pickled else ""
@@ -230,7 +244,17 @@ def _check_files(folder: Path) -> None:
             raise DamagedModel(f"{folder / file} is damaged or not safetensors ({error}): get it anew") from error
 
 
-def _read(folder: Path, dtype, device: torch.device, quiet: bool, **options):
+def _weight_files(folder: Path) -> list[str]:
+    """Names of the files with the weights, as the index has them; raises DamagedModel if it's no index."""
+    index = folder / hub.INDEX
+    try:
+        files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DamagedModel(f"{index} is not an index of weight files: {error!r}") from error
+    return sorted(files)
+
+
+def _read(folder: Path, dtype, device: torch.device | str, quiet: bool, **options):
     """The model on its device, shard by shard, so that the host never holds all of it beside the device; raises
     DamagedModel if the weights don't fit the configuration."""
     try:
@@ -254,6 +278,16 @@ def _read(folder: Path, dtype, device: torch.device, quiet: bool, **options):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise DamagedModel(f"{folder}: the weights do not fit config.json, {what}: {', '.join(names[:3])}{more}")
     return model
+
+
+def _tell_places(name: str, model, device: torch.device) -> None:
+    """Warn of where the blocks of a model are that was spread; raises MemoryError if it can't even begin to run."""
+    if devices.entrance(model).type == "meta":
+        raise MemoryError(f"not even the embeddings of {name} fit into what is free on {device}")
+    own = [f"{architecture(model).blocks}.{i}" for i in range(len(blocks(model)))]
+    places = Counter(f"{device.type}:{at}" if isinstance(at, int) else at for at in devices.places(model, own))
+    listed = ", ".join(f"{count} on {at}" for at, count in places.items())
+    warnings.warn(f"{name} is larger than what is free on {device}, so its blocks are: {listed}", stacklevel=3)
 
 
 def _read_packed(folder: Path, dtype):
@@ -289,26 +323,3 @@ def _tokenizer(folder: Path):
     if not any((folder / file).exists() for file in files):
         return None
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-
-def _stored(config: dict) -> torch.dtype | None:
-    """What a configuration says that the weights are stored in."""
-    told = config.get("dtype") or config.get("torch_dtype")
-    return getattr(torch, str(told).removeprefix("torch.")) if told else None
-
-
-def dtype_for(config: dict, device: torch.device) -> str | torch.dtype:
-    """The dtype of the checkpoint ("auto"); float16 for bfloat16 on a GPU that only emulates it, with a warning."""
-    if _stored(config) != torch.bfloat16 or device.type != "cuda":
-        return "auto"
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return "auto"
-    gpu = torch.cuda.get_device_name(device)
-    warnings.warn(f"{gpu} has no bfloat16, so this model is loaded in float16, which overflows sooner", stacklevel=3)
-    return torch.float16
-
-
-def accelerator() -> str:
-    """The kind of device to work on: an accelerator if there is one, else the CPU."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return found.type if found else "cpu"

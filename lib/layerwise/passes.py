@@ -10,7 +10,7 @@ from operator import attrgetter
 
 from torch import Tensor, nn
 
-from layerwise import architectures
+from layerwise import architectures, devices
 
 
 def run(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> None:
@@ -58,7 +58,7 @@ class Passes:
         forwards = [lambda ignored, *args, **kwargs: self.give(ignored)] * start
         forwards += [self._stand_in(i, module, i == start > 0, keep) for i, module in enumerate(stand_ins, start)]
         with architectures.forwards(self.blocks[: len(forwards)], forwards):
-            return self.model(input_ids=self.tokens.to(self.model.device), use_cache=False).logits
+            return self.model(input_ids=self.tokens.to(devices.entrance(self.model)), use_cache=False).logits
 
     def _stand_in(self, i: int, module: Callable, remembered: bool, keep: bool) -> Callable:
         # Looked up now: while the pass runs, what the model's own block is asked for is this stand-in.

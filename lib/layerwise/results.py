@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from layerwise import devices
 from layerwise.store import plain, source, write
 
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "lm_eval", "datasets", "safetensors")
@@ -44,7 +45,7 @@ def fingerprint(model) -> str:
     if commit := getattr(model.config, "_commit_hash", None):
         return commit
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in devices.tensors(model):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise import passes, stats
+from layerwise import devices, passes, stats
 from layerwise.architectures import blocks, is_sliced, linears, written
 from layerwise.corpora import check_mask, check_tokens
 
@@ -209,7 +209,7 @@ def _check(model, tokens, mask) -> Tensor:
 
 def _batches(model, tokens, mask, batch) -> Iterator[slice]:
     """Run the model, without its head, on `batch` windows at a time; yields which, after each."""
-    device = next(model.parameters()).device
+    device = devices.entrance(model)
     for start in tqdm(range(0, len(tokens), batch), desc="scoring", unit="batch", leave=False, delay=5):
         rows = slice(start, start + batch)
         passes.run(model, tokens[rows].to(device), None if mask is None else mask[rows].to(device))
@@ -283,7 +283,8 @@ def _window_means(products: list[tuple[Tensor, Tensor, Tensor]], keep: Tensor, s
 def _share_above_one(block: nn.Module, index: int) -> float:
     """Share of a block's linear weights that lie more than one standard deviation above their mean, all pooled."""
     # On the CPU, since not every device has float64; one block at a time.
-    weights = {name: linear.weight.detach().cpu() for name, linear in linears(block).items()}
+    with devices.present(block):
+        weights = {name: linear.weight.detach().cpu() for name, linear in linears(block).items()}
     count = sum(w.numel() for w in weights.values())
     total = 0.0
     for name, weight in weights.items():

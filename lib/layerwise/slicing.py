@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from layerwise import passes, rotation
-from layerwise.architectures import UnsupportedArchitecture, architecture, blocks, finite, is_sliced
+from layerwise.architectures import UnsupportedArchitecture, architecture, blocks, is_sliced
 from layerwise.corpora import check_mask, check_tokens
+from layerwise.devices import check_present, entrance, finite
 from layerwise.plans import Layer, Plan
 from layerwise.rotation import Gram
 from layerwise.sliced import skeleton
@@ -137,10 +138,15 @@ def check(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8, loa
     check_mask(mask, tokens)
     if batch < 1:
         raise ValueError(f"batch must be at least one window, not {batch}")
+    if loaded:
+        check_present(model)
     places = {parameter.device for parameter in model.parameters()} if loaded else set()
-    if len(places) > 1 or torch.device("meta") in places:
+    if len(places) > 1:
         listed = ", ".join(sorted(map(str, places)))
-        raise ValueError(f"the model's weights are on {listed}: slicing needs them all on one device, in its memory")
+        raise ValueError(
+            f"the model's weights are on {listed}: slicing needs them on one device, or take lw.compress_checkpoint, "
+            "which has one block there at a time"
+        )
     for name, weights in model.named_parameters() if loaded else ():  # no activation shows all of them
         if not finite(weights):
             raise ValueError(f"the weights {name} hold NaN or infinity: get the checkpoint anew")
@@ -255,7 +261,7 @@ def _names(model) -> Iterator[str]:
 
 def _parts(model, tokens, mask, batch) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Batches of `tokens` and of `mask`, where the model has its embedding."""
-    device = model.get_input_embeddings().weight.device
+    device = entrance(model)
     for start in tqdm(range(0, len(tokens), batch), desc="calibrating", unit="batch", leave=False, delay=5):
         rows = slice(start, start + batch)
         yield tokens[rows].to(device), None if mask is None else mask[rows].to(device).bool()

@@ -19,12 +19,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from layerwise import hub, slicing
-from layerwise.architectures import architecture, blocks, finite
+from layerwise.architectures import architecture, blocks
 from layerwise.compression import check_plan, check_quantizer
-from layerwise.models import DamagedModel, accelerator, checked, put_in_place
+from layerwise.devices import accelerator, finite
+from layerwise.models import DamagedModel, checked, configuration, put_in_place
 from layerwise.plans import Plan
 from layerwise.pruning import remove_blocks
 from layerwise.quantization import checkpoint
@@ -55,13 +56,11 @@ def compress_checkpoint(
     Raises what `load` and `compress` raise, and ValueError for a quantizer that looks at text ("gptq", "outliers"),
     which needs the whole model.
     """
-    folder, config, ours = checked(os.fspath(source), revision)
-    if ours or config.get("quantization_config"):
+    config = configuration(source, revision)  # without the weights: what can't be done is refused before they come
+    if getattr(config, "quantization_config", None):
         raise ValueError("the checkpoint's weights have few bits already: compress the dense model, by a plan of all")
     device = torch.device(accelerator() if device == "auto" else device)
-    quantizer, weights = by_name(quantizer), _Weights(folder)
-    model = _empty(folder, weights)
-    weights.check(model)
+    model, quantizer = _empty(config), by_name(quantizer)
     check_plan(model, plan)
     if check_quantizer(model, quantizer, plan, tokens, mask) and not hasattr(quantizer, "block"):
         name = getattr(quantizer, "name", "this quantizer")
@@ -70,6 +69,12 @@ def compress_checkpoint(
         if tokens is None:
             raise ValueError("slicing needs calibration text: give tokens=lw.tokens(...)")
         slicing.check(model, tokens, mask, batch, loaded=False)
+    folder, _, _ = checked(os.fspath(source), revision)
+    weights = _Weights(folder)
+    if config.dtype is None:
+        config.dtype = weights.tensor(next(iter(weights.places))).dtype
+        model = _empty(config)
+    weights.check(model)
     where = architecture(model).blocks
     own = [f"{where}.{i}" for i, layer in enumerate(plan.layers) if layer.keep]
     outside = [name for name, _ in model.named_parameters() if not name.startswith(f"{where}.")]
@@ -199,12 +204,10 @@ class _Files:
         checkpoint.describe(model, self.folder, names, self.layers)
 
 
-def _empty(folder: Path, weights: _Weights) -> nn.Module:
-    """The model of a folder, on the meta device, in the dtype of its checkpoint; its buffers have their values."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    dtype = config.dtype or weights.tensor(next(iter(weights.places))).dtype
+def _empty(config: PretrainedConfig) -> nn.Module:
+    """The model of a configuration, on the meta device, in the dtype that it says; its buffers have their values."""
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
     model.tie_weights()  # each parameter was replaced by an empty one
     return model.eval().requires_grad_(False)
 

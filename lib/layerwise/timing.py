@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from layerwise.devices import entrance
+
 
 class Speed(NamedTuple):
     """Tokens per second of a whole batch, higher = better; memory in bytes, lower = better.
@@ -49,7 +51,7 @@ def speed(model: nn.Module, batch: int = 1, prompt: int = 512, new: int = 64, re
             "take a shorter prompt or fewer new tokens"
         )
     tokens = torch.randint(model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(seed))
-    tokens = tokens.to(next(model.parameters()).device)
+    tokens = tokens.to(entrance(model))
     memory = model.get_memory_footprint() + _peak(lambda: generate(model, tokens, new), tokens.device)
     runs = [generate(model, tokens, new) for _ in range(repeats)]
     prefill, decode = (statistics.median(seconds) for seconds in zip(*runs, strict=True))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise.architectures import blocks, finite, linears
+from layerwise.architectures import blocks, linears
+from layerwise.devices import check_present, finite
 from layerwise.quantization.packed import PackedLinear, Quantized
 
 
@@ -76,10 +77,11 @@ def check(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
 
 
 def check_matrices(quantizer, model: nn.Module, bits: Sequence[int | None], fits: Callable | None = None) -> None:
-    """Raise ValueError, naming block and matrix, for one that is to be quantized and is not finite.
+    """Raise ValueError, naming block and matrix, for one that is to be quantized and is not finite, or not there.
 
     `fits(columns)` raises ValueError for rows that the quantizer can't do.
     """
+    check_present(model)
     for i, (block, width) in enumerate(zip(blocks(model), bits, strict=True)):
         for path, linear in linears(block).items() if width else ():
             try:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from layerwise.architectures import blocks, linears, written
 from layerwise.corpora import check_tokens
+from layerwise.devices import entrance
 from layerwise.passes import entering
 from layerwise.quantization.blockwise import check, check_matrices
 from layerwise.quantization.packed import STATISTIC_BITS, STATISTIC_GROUP, packed_bytes
@@ -90,7 +91,7 @@ class Outliers:
         return [self.share if share is None else share for share in outliers]
 
     def _sequentially(self, model, each, bits, shares, tokens):
-        batches = [entering(model, part) for part in tokens.to(model.device).split(BATCH)]
+        batches = [entering(model, part) for part in tokens.to(entrance(model)).split(BATCH)]
         for i, block in enumerate(tqdm(each, desc=self.name, unit="block", leave=False, delay=5)):
             if bits[i] is not None:
                 products = _products(block, ((hidden, arguments[i]) for hidden, arguments in batches))
