@@ -1,6 +1,6 @@
 """A sweep over orderings: blocks quantized once and put together, against a model compressed anew for every plan.
 
-`python benchmarks/quantization.py`, about twelve minutes. Two models: the embedded one of 12 blocks, whose weights are
+`python benchmarks/quantization.py`, about half an hour. Two models: the embedded one of 12 blocks, whose weights are
 trained, and a random Llama of 91M parameters, on which passes and matrices cost what they cost on real ones. Four
 orderings, k = 0 ... L from 4 to 2 bits, every plan on the same windows of 256 tokens. How much a sweep saves depends on
 how many windows there are, since both have to evaluate: eight for the small model, one and two for the larger.
@@ -177,8 +177,8 @@ def main() -> None:
     rows = compared("trained, 8 windows", trained, text, options.rounds, options.some)
     if not asked.quick:
         big, tokens = random_llama(*options.shape), torch.randint(options.shape[2], (options.windows, 256))
-        rows += compared("random 91M, 1 window", big, tokens[:1], 1, options.some)
-        rows += compared(f"random 91M, {options.windows} windows", big, tokens, 1, options.some)
+        rows += compared("random 91M, 1 window", big, tokens[:1], options.rounds, options.some)
+        rows += compared(f"random 91M, {options.windows} windows", big, tokens, options.rounds, options.some)
     times = pd.DataFrame(rows)
     summary = []
     for (model, quantizer), part in times.groupby(["model", "quantizer"], sort=False):
