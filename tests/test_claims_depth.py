@@ -23,6 +23,45 @@ def rows(slope, spread=3.0, depths=(6, 12, 24), seeds=3, seed=0):
     return pd.DataFrame(found)
 
 
+def plans(model="6L", kind="bits", draw=0, spread=0.1, windows=16, leaves=0.5):
+    """Losses that rise with the share so that quality is 90 % at `leaves`, and differ between windows."""
+    noise = np.random.default_rng(draw).normal(0, spread, windows)
+    shares = np.linspace(0, 1, 5)
+    loss = -np.log(0.9) * shares[:, None] / leaves * (1 + noise - noise.mean())
+    about = {"model": model, "kind": kind, "draw": draw, "blocks": 6, "seed": 0}
+    return pd.DataFrame(loss, columns=[f"w{i}" for i in range(windows)]).assign(share=shares, **about)
+
+
+def test_the_share_that_is_tolerated_is_where_quality_leaves_the_level():
+    kinds = pd.concat([plans(), plans(kind="slicing", leaves=0.25).query("share < 0.6")])
+    both = claims.tolerated(pd.concat([kinds, plans("12L", windows=4, leaves=2)])).set_index(["model", "kind"])
+    assert list(both.loc[("6L", "bits"), ["blocks", "seed"]]) == [6, 0]
+    assert both["value"].to_numpy() == pytest.approx([0.5, 0.25, 1], abs=0.01)  # the last one never leaves it
+    assert (both["low"] <= both["value"]).all() and (both["value"] <= both["high"]).all()
+    assert both.loc[("6L", "bits"), "high"] - both.loc[("6L", "bits"), "low"] > 0.01
+
+
+def test_of_draws_it_is_the_mean_and_what_was_not_measured_is_not_told():
+    drawn = pd.concat([plans(draw=0, spread=0), plans(draw=1, spread=0, leaves=0.25)])
+    assert claims.tolerated(drawn)["value"].item() == pytest.approx(0.375, abs=0.01)
+    assert claims.tolerated(plans(leaves=2).query("share < 0.6"))["value"].item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="kind"), "the rows lack kind; needed are model, kind, draw, share, w0"),
+        (lambda t: t[["model", "kind", "draw", "share"]], "the rows lack w0"),
+        (lambda t: pd.concat([t, t]), "model 6L, kind bits, draw 0, share 0.0 is there more than once"),
+        (lambda t: t.assign(w3=np.inf), "lacks a finite loss"),
+        (lambda t: pd.concat([t, plans(draw=1)[1:]]), "6L, bits: every draw needs the same shares"),
+    ],
+)
+def test_plans_of_which_no_share_follows_say_why(change, message):
+    with pytest.raises(ValueError, match=message):
+        claims.tolerated(change(plans()))
+
+
 def test_deeper_models_that_tolerate_more_are_found():
     verdict = claims.q4(rows(10))
     assert verdict.verdict == "holds" and verdict.low > 0 and verdict.low < 10 < verdict.high

@@ -115,6 +115,18 @@ def test_accuracies_show_chance_where_it_is_known():
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["uses", "sums"]
 
 
+def test_models_of_one_depth_stand_side_by_side_with_a_line_through_their_means():
+    rows = pd.DataFrame({"kind": "bits", "blocks": [6, 6, 12, 12], "value": [0.2, 0.4, 0.5, 0.7]})
+    rows = pd.concat([rows, rows.assign(kind="slicing", value=0.1)])
+    axes = figures.by_depth(rows.assign(low=rows["value"] - 0.1, high=rows["value"] + 0.1))
+    assert [ax.get_title(loc="left") for ax in axes] == ["bits", "slicing"]
+    means, dots = axes[0].get_lines()
+    assert (list(means.get_xdata()), list(means.get_ydata())) == ([6, 12], pytest.approx([30, 60]))
+    assert list(dots.get_ydata()) == pytest.approx([20, 40, 50, 70])
+    assert np.diff(dots.get_xdata()).min() > 0
+    assert [text.get_text() for text in axes[1].get_xticklabels()] == ["6", "12"]
+
+
 def test_plan_bars_stack_what_is_kept_and_what_is_cut_under_the_mean():
     slices = {"constant": [0.25] * 4, "LR": [0, 0.2, 0.3, 0.5]}
     rows = pd.DataFrame({"plan": p, "block": i, "slice": s} for p, cut in slices.items() for i, s in enumerate(cut))
@@ -343,6 +355,15 @@ def test_verdicts_are_cells_with_their_effects():
     assert len(colours) == 4 and colours[0.03, 0.06] == colours[2.03, 1.06] != colours[1.03, 0.06]
     legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
     assert legend == ["holds", "doesn't hold", "can't tell"]
+
+
+def test_a_verdict_on_all_models_together_spans_the_columns():
+    together = pd.DataFrame({"claim": ["Q4"], "model": [""], "verdict": ["holds"], "effect": [7.0], "unit": ["points"]})
+    (ax,) = figures.verdicts(pd.concat([VERDICTS, together]))
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["6L", "12L", "24L"]
+    wide = {patch.get_y(): patch.get_width() for patch in ax.patches}
+    assert wide[2.06] == pytest.approx(2.94) and wide[0.06] == pytest.approx(0.94)
+    assert {text.get_text(): text.get_position() for text in ax.texts}["+7 points"] == (1.5, 2.5)
 
 
 def test_a_claim_has_one_verdict_on_a_model():

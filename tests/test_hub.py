@@ -87,6 +87,10 @@ def test_a_plan_of_another_model_is_refused_before_weights_are_fetched(served, t
     plan = lw.plans.bits(lw.shape(tiny(num_hidden_layers=4)), [0, 1, 2, 3], 2, 8, 4)
     with pytest.raises(ValueError, match="the plan is for 4 layers"):
         lw.compress_checkpoint("org/tiny", tmp_path / "small", plan)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("water the plants")
+    with pytest.raises(ValueError, match="is not a model: choose another folder"):
+        lw.compress_checkpoint("org/tiny", tmp_path / "notes", lw.plans.drop(lw.shape(tiny()), [0, 1, 2], 1))
     assert fetched(served) == ["config.json"]
 
 

@@ -62,6 +62,14 @@ def test_tied_half_precision_models_keep_both(tmp_path):
     assert "lm_head.weight" not in names
 
 
+def test_a_configuration_without_a_dtype_leaves_it_to_the_checkpoint(tmp_path):
+    model = checkpoint(tmp_path / "dense", dtype=torch.float16)
+    config = json.loads((tmp_path / "dense" / "config.json").read_text())
+    (tmp_path / "dense" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "dtype"}))
+    lw.compress_checkpoint(tmp_path / "dense", tmp_path / "small", plans(model)["drop"], device="cpu")
+    assert load_file(next((tmp_path / "small").glob("*.safetensors"))).popitem()[1].dtype == torch.float16
+
+
 def test_padding_is_left_out_and_batches_make_no_difference(tmp_path):
     model, tokens = checkpoint(tmp_path / "dense"), random_tokens(6)
     mask = torch.ones_like(tokens)

@@ -51,7 +51,7 @@ def compress(
     the result with `lw.save`, which stores few bits as few.
 
     Raises UnsupportedArchitecture, and ValueError for a plan of another model, tokens that are missing or outside the
-    vocabulary, a width in bits that the quantizer lacks, a size that it can't do, weights that are not all on a device,
+    vocabulary, a width in bits that the quantizer lacks, a size that it can't do, a model that was spread over devices,
     and weights or hidden states that are NaN or infinite, naming the block; ImportError if the package of a quantizer
     is missing. Warns if there are fewer tokens than the stream is wide.
     """

@@ -39,8 +39,8 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
 
     Memory beside the model: the hidden states entering each block for one batch, two batches of logits, one block.
 
-    Raises ValueError for a sliced model, tokens that it can't read, an unknown kind, and a model whose weights are not
-    all on a device, if they are to be rounded.
+    Raises ValueError for a sliced model, tokens that it can't read, an unknown kind, and kinds other than
+    "removed" for a model that was spread over devices.
     """
     _check(model, tokens)
     if any(kind != "removed" for kind in kinds):
@@ -60,7 +60,7 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
             dense = passes.run(0, blocks)
             for i, block in enumerate(blocks):
                 for label, make in makers.items():
-                    damaged = passes.run(i, [make(copy.deepcopy(block))], keep=False)
+                    damaged = passes.run(i, [make(block)], keep=False)
                     loss, kl = evaluation.differences(damaged, dense, part)
                     windows = range(start, start + len(part))
                     found += zip([i] * len(part), [label] * len(part), windows, kl.tolist(), loss.tolist(), strict=True)
@@ -140,7 +140,7 @@ def _label(kind):
 
 def _maker(kind):
     if callable(kind):
-        return kind
+        return lambda block: kind(copy.deepcopy(block))
     if kind == "removed":
         return lambda block: _Removed()
     bits = re.fullmatch(r"([1-8]) bits?", kind)
@@ -149,7 +149,7 @@ def _maker(kind):
             f"unknown kind of damage {kind!r}: use 'removed', 'N bits' with N from 1 to 8, or a function that gets a "
             "copy of a block and returns what stands in for it"
         )
-    return lambda block: _round_linears(block, int(bits[1]))
+    return lambda block: _round_linears(copy.deepcopy(block), int(bits[1]))
 
 
 def _round_linears(block, bits):

@@ -1,21 +1,26 @@
 """Devices: which to work on, in which dtype, and models that are larger than the memory of one.
 
 Such a model is spread by `accelerate`: over further GPUs, then the host's memory, then the checkpoint on disk. What is
-on a GPU is computed there, and moves on to the next. Weights of the other two kinds are away, on the meta device, and
-brought to the first device each time their layer runs, so that a model can be read but not changed.
+on a GPU is computed there. Weights of the other two kinds are away, on the meta device, and brought to a GPU each time
+their layer runs. Such a model can be read, not changed: its hooks don't survive copies, and changes of what is away
+are lost.
 """
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import psutil
 import torch
 from accelerate.utils import align_module_device, get_max_memory
 from torch import Tensor, nn
 
-SHARE = 0.9  # of a device's free memory that weights may take, so that there is room to compute with them
+FITS = 0.9  # of a device's free memory, what weights may take that all go there
+SPREAD = 0.7  # what they may take of each device if they don't: with less room for logits, more batches would fail
 
 
 def accelerator() -> str:
@@ -24,21 +29,34 @@ def accelerator() -> str:
     return found.type if found else "cpu"
 
 
-def room(weights: int) -> dict[int | str, int] | None:
-    """Bytes that weights may take on each device, in accelerate's order, if `weights` bytes are more than the first has
-    room for; else None."""
-    torch.cuda.empty_cache()  # else what models before this one had is not free
-    free = {place: int(SHARE * bytes) for place, bytes in get_max_memory().items()}
-    return free if weights > next(iter(free.values())) else None
+def limits(weights: float, device: torch.device) -> dict[int | str, int] | None:
+    """Bytes that weights may take on each device, by accelerate's names, if `device` has no room for `weights` bytes;
+    None if it has."""
+    if weights <= FITS * _free(device):
+        return None
+    gc.collect()  # models that were spread before refer to themselves, and are not gone until now
+    getattr(torch.get_device_module(device), "empty_cache", lambda: None)()
+    return {place: int(SPREAD * free) for place, free in get_max_memory().items()}
 
 
-def places(model: nn.Module, paths: Iterable[str]) -> list[int | str]:
-    """The device in accelerate's map of a model that was spread, for each of these modules."""
-    found = []
-    for path in paths:
-        above = [key for key in model.hf_device_map if f"{path}.".startswith(f"{key}." if key else "")]
-        found.append(model.hf_device_map[max(above, key=len)])
-    return found
+def _free(device: torch.device) -> int:
+    """Bytes that can be had on a device."""
+    own = torch.get_device_module(device)
+    if not hasattr(own, "mem_get_info"):
+        return psutil.virtual_memory().available
+    return own.mem_get_info(device)[0] + own.memory_reserved(device) - own.memory_allocated(device)
+
+
+def places(model: nn.Module, paths: list[str]) -> str:
+    """Where accelerate has put these modules of a model that was spread, in words: "20 on cuda:0, 12 on cpu"."""
+    everywhere = {"": str(entrance(model))}  # if accelerate found that one device has room after all
+    found, kind = getattr(model, "hf_device_map", everywhere), accelerator()
+
+    def place(path: str) -> str:
+        at = found[max((key for key in found if f"{path}.".startswith(f"{key}." if key else "")), key=len)]
+        return f"{kind}:{at}" if isinstance(at, int) else str(at)
+
+    return ", ".join(f"{count} on {at}" for at, count in Counter(map(place, paths)).items())
 
 
 def entrance(model: nn.Module) -> torch.device:
@@ -64,14 +82,15 @@ def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_present(model: nn.Module) -> None:
-    """Raise ValueError if weights of a model are away."""
-    away = sum(parameter.is_meta for parameter in model.parameters())
-    if away:
+    """Raise ValueError for a model whose weights are not all simply there: spread by accelerate, or without values."""
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise ValueError(
-            f"{away} of the model's weights are in the host's memory or on disk, and brought to the device only when "
-            "they are used, or have no values at all: such a model can be scored and evaluated, not changed. "
-            "lw.compress_checkpoint compresses a checkpoint block by block, however large it is"
+            "accelerate has spread the model over several devices: so it can be scored and evaluated, not changed. "
+            "lw.compress_checkpoint compresses a checkpoint block by block, however large it is; or load the model "
+            "onto one device, by device='cpu', say"
         )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("the model's weights are on the meta device, where they have no values: load the model")
 
 
 def finite(weights: Tensor) -> bool:

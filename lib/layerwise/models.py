@@ -10,9 +10,9 @@ import json
 import os
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
 
 import torch
@@ -46,9 +46,10 @@ def embedded() -> list[str]:
 def load(name, device="auto", dtype="auto", revision=None):
     """A model and its tokenizer (None if it has none), by name: "embedded/12L", a local folder, or a Hub id.
 
-    `device` "auto" is the accelerator if there is one, else the CPU. A dense model that it has no room for is spread by
-    accelerate over further GPUs, the host's memory and the disk, and a warning says so: it can be scored and evaluated,
-    slowly if parts of it are not on GPUs, which then are compressed with `lw.compress_checkpoint`.
+    `device` "auto" is the accelerator if there is one, else the CPU. A dense model whose weights take more than nine
+    tenths of what is free there is spread by accelerate over further GPUs, the host's memory and the disk, and a
+    warning says what is where. Such a model can be scored and evaluated, not changed; `lw.compress_checkpoint`
+    compresses it. A `device` by name, such as "cuda", gets all of the model.
 
     `dtype` "auto" is float32 for embedded models, whose results are then the same everywhere, and the checkpoint's own
     for others; the dtype of the checkpoint is kept as `model.stored_dtype`, for counting bytes. A GPU that has no
@@ -64,6 +65,8 @@ def load(name, device="auto", dtype="auto", revision=None):
     folder, config, ours = checked(name, revision)
     small = name.startswith(PREFIX)
     chosen, device = device == "auto", torch.device(devices.accelerator() if device == "auto" else device)
+    if isinstance(dtype, str) and dtype != "auto":
+        dtype = getattr(torch, dtype)
     if dtype == "auto":
         dtype = torch.float32 if small else devices.dtype_for(config, device)
     if ours:
@@ -72,9 +75,12 @@ def load(name, device="auto", dtype="auto", revision=None):
         with gptq.quiet():  # unpacked at once, not in the middle of the first forward pass
             unpacked = CompressedTensorsConfig(dequantize=True)
             model = _read(folder, dtype, device, quiet=True, quantization_config=unpacked)
-    elif chosen and (room := devices.room(_bytes(folder, config, dtype))):
-        model = _read(folder, dtype, "auto", quiet=small, max_memory=room)
-        _tell_places(name, model, device)
+    elif chosen and (limits := devices.limits(_bytes(folder, config, dtype), device)):
+        model = _read(folder, dtype, "auto", quiet=small, max_memory=limits)
+        if devices.entrance(model).type == "meta":
+            raise MemoryError(f"not even the embeddings of {name} fit into what is free on {device}")
+        where = devices.places(model, [f"{architecture(model).blocks}.{i}" for i in range(len(blocks(model)))])
+        warnings.warn(f"{name} is larger than what is free on {device}, so its blocks are: {where}", stacklevel=2)
     else:
         model = _read(folder, dtype, device, quiet=small)
     model = model.eval().requires_grad_(False)
@@ -94,7 +100,7 @@ def configuration(name, revision=None) -> PretrainedConfig:
     """
     name = os.fspath(name)
     folder = _folder(name) or _asked(name, lambda: hub.config(name, revision)).parent
-    _config(folder)
+    architecture(_config(folder).get("model_type", ""))
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
@@ -131,8 +137,7 @@ def put_in_place(path: Path) -> Iterator[Path]:
     Raises ValueError if something is there that is no model.
     """
     path = path.expanduser().absolute()
-    if path.exists() and not (path.is_dir() and ((path / "config.json").exists() or not any(path.iterdir()))):
-        raise ValueError(f"{path} exists and is not a model: choose another folder")
+    check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
         new = Path(temporary) / "new"
@@ -140,6 +145,13 @@ def put_in_place(path: Path) -> Iterator[Path]:
         if path.exists():
             path.rename(Path(temporary) / "old")  # a folder can't be replaced in one step
         new.rename(path)
+
+
+def check_target(path: Path) -> None:
+    """Raise ValueError if something is at `path` that is no model."""
+    path = path.expanduser()
+    if path.exists() and not (path.is_dir() and ((path / "config.json").exists() or not any(path.iterdir()))):
+        raise ValueError(f"{path} exists and is not a model: choose another folder")
 
 
 def checked(name: str, revision: str | None = None) -> tuple[Path, dict, list[str]]:
@@ -154,14 +166,13 @@ def checked(name: str, revision: str | None = None) -> tuple[Path, dict, list[st
 
 
 def _config(folder: Path) -> dict:
-    """What config.json of a folder says; raises DamagedModel and UnsupportedArchitecture."""
+    """What config.json of a folder says; raises DamagedModel if it's none."""
     if not (folder / "config.json").exists():
         raise DamagedModel(f"{folder} is no model: it has no config.json (a model folder also has model.safetensors)")
     try:
         config, _ = PretrainedConfig.get_config_dict(folder)
     except (OSError, ValueError) as error:
         raise DamagedModel(f"{folder / 'config.json'} is not a configuration: {error}") from error
-    architecture(config.get("model_type", ""))
     return config
 
 
@@ -280,16 +291,6 @@ def _read(folder: Path, dtype, device: torch.device | str, quiet: bool, **option
     return model
 
 
-def _tell_places(name: str, model, device: torch.device) -> None:
-    """Warn of where the blocks of a model are that was spread; raises MemoryError if it can't even begin to run."""
-    if devices.entrance(model).type == "meta":
-        raise MemoryError(f"not even the embeddings of {name} fit into what is free on {device}")
-    own = [f"{architecture(model).blocks}.{i}" for i in range(len(blocks(model)))]
-    places = Counter(f"{device.type}:{at}" if isinstance(at, int) else at for at in devices.places(model, own))
-    listed = ", ".join(f"{count} on {at}" for at, count in places.items())
-    warnings.warn(f"{name} is larger than what is free on {device}, so its blocks are: {listed}", stacklevel=3)
-
-
 def _read_packed(folder: Path, dtype):
     """A model that was saved with packed layers; raises DamagedModel if it isn't all there."""
     try:
@@ -307,12 +308,16 @@ def _read_packed(folder: Path, dtype):
 def _reports(bars: bool):
     """Transformers without its report of what doesn't fit, which becomes an error here; progress bars if wanted."""
     verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    spreading = getLogger("accelerate.big_modeling")  # warns of what `load` says in words of its own
+    level = spreading.level
+    spreading.setLevel("ERROR")
     logging.set_verbosity_error()
     if not bars:
         logging.disable_progress_bar()
     try:
         yield
     finally:
+        spreading.setLevel(level)
         logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()

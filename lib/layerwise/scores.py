@@ -246,6 +246,7 @@ class _Products:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         xs = self.last[1] if x is self.last[0] else _dot(x, x)
+        x, xs = x.to(y.device), xs.to(y.device)  # from the device of the block before
         ys = _dot(y, y)
         self.products.append((_dot(x, y), xs, ys))
         self.last = y, ys
@@ -261,7 +262,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _window_means(products: list[tuple[Tensor, Tensor, Tensor]], keep: Tensor, start: int) -> Tensor:
     """Means over the tokens of each window: cosine and squared norms of x, y, y - x, float64 `[4, L, batch]`."""
-    # Blocks may be on different devices, and not every device has float64: it is computed on the CPU, where three
+    # Blocks may be on several devices, and not every device has float64: it is computed on the CPU, where three
     # numbers per token and block are little.
     xy, xx, yy = torch.stack([torch.stack(each).cpu() for each in products], dim=1).double()  # [L, batch, length]
     # Padding may hold anything, NaN too: it is replaced, not multiplied by 0.

@@ -140,13 +140,6 @@ def check(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8, loa
         raise ValueError(f"batch must be at least one window, not {batch}")
     if loaded:
         check_present(model)
-    places = {parameter.device for parameter in model.parameters()} if loaded else set()
-    if len(places) > 1:
-        listed = ", ".join(sorted(map(str, places)))
-        raise ValueError(
-            f"the model's weights are on {listed}: slicing needs them on one device, or take lw.compress_checkpoint, "
-            "which has one block there at a time"
-        )
     for name, weights in model.named_parameters() if loaded else ():  # no activation shows all of them
         if not finite(weights):
             raise ValueError(f"the weights {name} hold NaN or infinity: get the checkpoint anew")

@@ -25,7 +25,7 @@ from layerwise import hub, slicing
 from layerwise.architectures import architecture, blocks
 from layerwise.compression import check_plan, check_quantizer
 from layerwise.devices import accelerator, finite
-from layerwise.models import DamagedModel, checked, configuration, put_in_place
+from layerwise.models import DamagedModel, check_target, checked, configuration, put_in_place
 from layerwise.plans import Plan
 from layerwise.pruning import remove_blocks
 from layerwise.quantization import checkpoint
@@ -59,6 +59,7 @@ def compress_checkpoint(
     config = configuration(source, revision)  # without the weights: what can't be done is refused before they come
     if getattr(config, "quantization_config", None):
         raise ValueError("the checkpoint's weights have few bits already: compress the dense model, by a plan of all")
+    check_target(Path(target))
     device = torch.device(accelerator() if device == "auto" else device)
     model, quantizer = _empty(config), by_name(quantizer)
     check_plan(model, plan)

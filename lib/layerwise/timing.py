@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from layerwise.devices import entrance
+from layerwise.devices import check_present, entrance
 
 
 class Speed(NamedTuple):
@@ -39,8 +39,10 @@ def speed(model: nn.Module, batch: int = 1, prompt: int = 512, new: int = 64, re
     Medians of `repeats` runs after one that warms up, in which the memory is measured. Only the last position of the
     prompt goes through the head, as in `generate`. On a machine that does something else too, the numbers are too low.
 
-    Raises ValueError for a number below 1 and for more positions, prompt + new, than the model has.
+    Raises ValueError for a number below 1, for more positions, prompt + new, than the model has, and for a model that
+    was spread over devices, whose memory is on several.
     """
+    check_present(model)
     for name, number in {"batch": batch, "prompt": prompt, "new": new, "repeats": repeats}.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")

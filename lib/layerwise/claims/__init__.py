@@ -4,7 +4,7 @@ Every claim is a function from the tidy rows of one model to a `Verdict`. It run
 that decide stand in `verdict`, before any row is seen.
 """
 
-from layerwise.claims.depth import q4
+from layerwise.claims.depth import q4, tolerated
 from layerwise.claims.dynamic import q2
 from layerwise.claims.pruning import at_equal_bytes, crossing, q3
 from layerwise.claims.quantization import gains, q1, q5, q6, share_within, shares
@@ -30,4 +30,5 @@ __all__ = [
     "share_within",
     "shares",
     "table",
+    "tolerated",
 ]

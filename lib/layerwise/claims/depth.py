@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 
 from layerwise import stats
+from layerwise.claims.sweeps import TIMES, check_plans, share_left
 from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, Verdict, counted, in_words
 from layerwise.stats import Estimate
 
 LEAST = 2.0  # points of layers for each doubling of the depth: a gain that counts
 
 
+def tolerated(rows: pd.DataFrame, level: float = 0.9) -> pd.DataFrame:
+    """The share of layers, or of the width, that can be compressed until quality leaves `level`; higher = better.
+
+    Rows, one per plan: model, kind (of compression), draw, share (of what is compressed, in [0, 1]), and w0, w1, …: the
+    plan's loss minus the dense model's in nats per token, in each test window. What else they say of a model, such as
+    its blocks, is kept.
+
+    One row per model and kind: value with its 95 % interval over windows, low and high. Quality is the dense model's
+    perplexity divided by the plan's; it is interpolated linearly in the share. Of several draws it is the mean. Where
+    quality never leaves the level it is the largest share there is.
+
+    Raises ValueError for rows that lack a column or a finite loss, repeat a plan, or have draws with different shares.
+    """
+    keys = ["model", "kind", "draw", "share"]
+    windows = [name for name in rows if re.fullmatch(r"w\d+", str(name))]
+    if missing := [name for name in keys if name not in rows] + ["w0"] * (not windows):
+        raise ValueError(f"the rows lack {', '.join(missing)}; needed are {', '.join(keys)}, w0, w1, …")
+    found = []
+    for (model, kind), part in rows.groupby(["model", "kind"], sort=False):
+        own = [name for name in windows if part[name].notna().any()]  # other models may have been read in more
+        check_plans(part, keys, own)
+        draws = [draw.sort_values("share") for _, draw in part.groupby("draw")]
+        share = draws[0]["share"].to_numpy()
+        if any(list(draw["share"]) != list(share) for draw in draws):
+            raise ValueError(f"{model}, {kind}: every draw needs the same shares")
+        loss = np.stack([draw[own].to_numpy(float) for draw in draws])  # [draws, shares, n]
+        n = len(own)
+        counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=TIMES)
+        value = share_left(share, loss.mean(axis=2), level).clip(max=share[-1]).mean()
+        resampled = share_left(share, np.tensordot(counts / n, loss, axes=(1, 2)), level).clip(max=share[-1])
+        about = part.drop(columns=[*keys, *windows]).iloc[0].to_dict()
+        estimate = stats.bootstrap_interval(value, resampled.mean(axis=1), n)
+        found.append({"model": model, "kind": kind, **about, **estimate._asdict()})
+    return pd.DataFrame(found)
+
+
 def q4(rows: pd.DataFrame) -> Verdict:
     """Q4: larger models with more layers tolerate it better than smaller ones with fewer.
 
     Rows, one per trained model of one family: model, blocks (its number), seed (of its training), and value, the share
-    of layers in [0, 1] that can be compressed until quality leaves a level, as `share_within` gives it. All are of one
-    compression, order and level.
+    of layers in [0, 1] that can be compressed until quality leaves a level, as `tolerated` gives it. All are of one
+    kind of compression and level.
 
     The effect is the slope of that share over log2(blocks) by least squares: points of layers for each doubling of the
     depth, positive = deeper models tolerate more. Its interval, by Student's t over models, covers training seeds, and

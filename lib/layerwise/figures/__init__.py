@@ -8,7 +8,7 @@ their first appearance in a table.
 
 from layerwise.figures.common import COLOURS, GREY, MARKERS, WIDTH, style
 from layerwise.figures.memory import fits
-from layerwise.figures.models import accuracies, loss_curves
+from layerwise.figures.models import accuracies, by_depth, loss_curves
 from layerwise.figures.orders import orders, shares
 from layerwise.figures.plans import curves, grid, plan_bars, rivals
 from layerwise.figures.scores import against_damage, by_layer, correlations, residual_norms, settling
@@ -21,6 +21,7 @@ __all__ = [
     "WIDTH",
     "accuracies",
     "against_damage",
+    "by_depth",
     "by_layer",
     "correlations",
     "curves",

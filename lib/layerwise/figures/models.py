@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from layerwise.figures.common import GREY, label_ends, legend, looks_of, panels
+from layerwise.figures.common import COLOURS, GREY, label_ends, legend, looks_of, panels
 
 
 def loss_curves(rows: pd.DataFrame, floor: float) -> list[Axes]:
@@ -55,3 +55,27 @@ def accuracies(rows: pd.DataFrame) -> list[Axes]:
     ax.grid(axis="y", visible=False)
     legend(ax, looks, [plt.Rectangle((0, 0), 1, 1, color="#e0e0e0", label="chance")])
     return [ax]
+
+
+def by_depth(rows: pd.DataFrame) -> list[Axes]:
+    """What models of one family tolerate over their depth, a dot per model, a panel per kind, a line through the means.
+
+    Rows: kind, blocks, value with low and high, shares in [0, 1], one per model.
+    """
+    kinds = rows["kind"].unique()
+    axes = panels(len(kinds), 1.5)
+    for ax, kind in zip(axes, kinds, strict=True):
+        part = rows[rows["kind"] == kind]
+        means = 100 * part.groupby("blocks")["value"].mean()
+        ax.plot(means, color=GREY, lw=1)
+        several = part.groupby("blocks")["value"]
+        aside = several.cumcount() - (several.transform("size") - 1) / 2  # models of one depth stand side by side
+        x = part["blocks"] * 2 ** (0.08 * aside)
+        ax.vlines(x, 100 * part["low"], 100 * part["high"], color=COLOURS[0], alpha=0.45, lw=3)
+        ax.plot(x, 100 * part["value"], ls="", marker="o", color=COLOURS[0])
+        ax.set(title=kind, ylabel="share, %", ylim=(0, None))
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(means.index, [f"{blocks:g}" for blocks in means.index])
+        ax.minorticks_off()
+    axes[-1].set_xlabel("blocks")
+    return axes

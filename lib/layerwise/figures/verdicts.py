@@ -15,23 +15,25 @@ def verdicts(rows: pd.DataFrame) -> list[Axes]:
     """A cell for every claim and model: its colour is the verdict, in it the effect and its unit.
 
     Rows as `claims.table` gives them, one per claim and model: claim, model, verdict, effect, unit. Claims and models
-    stand in the order of their first appearance; where a claim has no row for a model the cell stays empty.
+    stand in the order of their first appearance; where a claim has no row for a model the cell stays empty. A claim
+    on all models together has the model "", and one cell from the first column to the last.
 
     Raises ValueError where a claim has several rows for a model.
     """
     if (again := rows.duplicated(["claim", "model"])).any():
         place = rows.loc[again, ["claim", "model"]].iloc[0]
         raise ValueError(f"{place['claim']} has more than one verdict for {place['model']}")
-    names, models = list(rows["claim"].unique()), list(rows["model"].unique())
+    names, models = list(rows["claim"].unique()), [model for model in rows["model"].unique() if model]
     (ax,) = panels(1, 0.42 * len(names))
     for row in rows.itertuples():
-        x, y = models.index(row.model), names.index(row.claim)
-        ax.add_patch(plt.Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, color=_FILLS[row.verdict], lw=0))
+        x, wide = (models.index(row.model), 1) if row.model else (0, len(models))
+        y = names.index(row.claim)
+        ax.add_patch(plt.Rectangle((x + 0.03, y + 0.06), wide - 0.06, 0.88, color=_FILLS[row.verdict], lw=0))
         if np.isfinite(row.effect):
             # the sign for it, since the words have no room
             unit = "ρ" if row.unit == "rank correlation" else row.unit
             effect = f"{row.effect:+.3g} {unit}".replace("-", "−")
-            ax.text(x + 0.5, y + 0.5, effect, ha="center", va="center", fontsize=9)
+            ax.text(x + wide / 2, y + 0.5, effect, ha="center", va="center", fontsize=9)
     ax.set(xlim=(0, len(models)), ylim=(len(names), 0))
     ax.set_xticks(np.arange(len(models)) + 0.5, models)
     ax.set_yticks(np.arange(len(names)) + 0.5, names)
