@@ -4,8 +4,8 @@ A new virtual environment has torch and Jupyter's kernel, a stand-in for the mod
 Each notebook is run in it from an empty folder, at its smallest: the quick profile on the smallest embedded model. Its
 own set-up cell installs the package, from the last commit of this clone in place of GitHub; the one before is
 uninstalled first, so that each set-up cell has to do it. Notebooks that ask for the quantizers come last, so that the
-others do without. What must hold then: it ran to its end, torch is the one that
-was there, and the browser was offered an archive of rows.
+others do without. What must hold then: it ran to its end, torch is the one that was there, and the browser was offered
+an archive of rows.
 """
 
 import json

@@ -54,6 +54,7 @@ def test_of_draws_it_is_the_mean_and_what_was_not_measured_is_not_told():
         (lambda t: t[["model", "kind", "draw", "share"]], "the rows lack w0"),
         (lambda t: pd.concat([t, t]), "model 6L, kind bits, draw 0, share 0.0 is there more than once"),
         (lambda t: t.assign(w3=np.inf), "lacks a finite loss"),
+        (lambda t: t.assign(**{f"w{i}": np.nan for i in range(16)}), "6L, bits has no loss in any window"),
         (lambda t: pd.concat([t, plans(draw=1)[1:]]), "6L, bits: every draw needs the same shares"),
     ],
 )

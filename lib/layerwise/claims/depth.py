@@ -35,6 +35,8 @@ def tolerated(rows: pd.DataFrame, level: float = 0.9) -> pd.DataFrame:
     found = []
     for (model, kind), part in rows.groupby(["model", "kind"], sort=False):
         own = [name for name in windows if part[name].notna().any()]  # other models may have been read in more
+        if not own:
+            raise ValueError(f"{model}, {kind} has no loss in any window")
         check_plans(part, keys, own)
         draws = [draw.sort_values("share") for _, draw in part.groupby("draw")]
         share = draws[0]["share"].to_numpy()
