@@ -111,7 +111,7 @@ def _explained(kind: str, name: str, revision: str | None, sent: str | None) -> 
 def cached(kind: str = "model") -> list[str]:
     """Models, or datasets, in the Hub's cache on this machine."""
     try:
-        found = huggingface_hub.scan_cache_dir().repos
+        found = huggingface_hub.scan_cache_dir(constants.HF_HUB_CACHE).repos
     except errors.CacheNotFound:
         return []
     return sorted(repo.repo_id for repo in found if repo.repo_type == kind)
