@@ -16,6 +16,7 @@ def rows(slope, spread=3.0, depths=(6, 12, 24), seeds=3, seed=0):
             "blocks": L,
             "seed": s,
             "value": (40 + slope * np.log2(L / 12) + rng.normal(0, spread)) / 100,
+            "censored": False,
         }
         for L in depths
         for s in range(seeds)
@@ -37,14 +38,30 @@ def test_the_share_that_is_tolerated_is_where_quality_leaves_the_level():
     both = claims.tolerated(pd.concat([kinds, plans("12L", windows=4, leaves=2)])).set_index(["model", "kind"])
     assert list(both.loc[("6L", "bits"), ["blocks", "seed"]]) == [6, 0]
     assert both["value"].to_numpy() == pytest.approx([0.5, 0.25, 1], abs=0.01)  # the last one never leaves it
+    assert list(both["censored"]) == [False, False, True]
     assert (both["low"] <= both["value"]).all() and (both["value"] <= both["high"]).all()
-    assert both.loc[("6L", "bits"), "high"] - both.loc[("6L", "bits"), "low"] > 0.01
 
 
 def test_of_draws_it_is_the_mean_and_what_was_not_measured_is_not_told():
     drawn = pd.concat([plans(draw=0, spread=0), plans(draw=1, spread=0, leaves=0.25)])
     assert claims.tolerated(drawn)["value"].item() == pytest.approx(0.375, abs=0.01)
-    assert claims.tolerated(plans(leaves=2).query("share < 0.6"))["value"].item() == 0.5
+    (short,) = claims.tolerated(plans(leaves=2).query("share < 0.6")).to_dict("records")
+    assert short["value"] == 0.5 and short["censored"]
+    (bad,) = claims.tolerated(plans().assign(w0=1.0, w1=1.0, w2=1.0)).to_dict("records")
+    assert bad["value"] == 0 and bad["censored"]
+
+
+def test_the_interval_covers_windows_and_draws():
+    # Loss is linear in the share, so that quality leaves the level at leaves / mean of (1 + noise).
+    table = plans(spread=0.1, windows=400)
+    slopes = table[[f"w{i}" for i in range(400)]].iloc[-1] / (-np.log(0.9) / 0.5)
+    error = 0.5 * slopes.std(ddof=1) / 20
+    (found,) = claims.tolerated(table).to_dict("records")
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.966 * error, rel=0.15)
+    shares = np.random.default_rng(0).uniform(0.2, 0.8, 20)
+    drawn = pd.concat([plans(draw=i, spread=0, leaves=leaves) for i, leaves in enumerate(shares)])
+    (found,) = claims.tolerated(drawn).to_dict("records")
+    assert found["high"] - found["low"] == pytest.approx(2 * 2.093 * shares.std(ddof=1) / np.sqrt(20), rel=0.2)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +71,8 @@ def test_of_draws_it_is_the_mean_and_what_was_not_measured_is_not_told():
         (lambda t: t[["model", "kind", "draw", "share"]], "the rows lack w0"),
         (lambda t: pd.concat([t, t]), "model 6L, kind bits, draw 0, share 0.0 is there more than once"),
         (lambda t: t.assign(w3=np.inf), "lacks a finite loss"),
+        (lambda t: t.assign(share=100 * t["share"]), "a share from 0 to 1"),
+        (lambda t: t.assign(draw=np.nan), "every row needs a model, a kind, a draw"),
         (lambda t: t.assign(**{f"w{i}": np.nan for i in range(16)}), "6L, bits has no loss in any window"),
         (lambda t: pd.concat([t, plans(draw=1)[1:]]), "6L, bits: every draw needs the same shares"),
     ],
@@ -61,6 +80,11 @@ def test_of_draws_it_is_the_mean_and_what_was_not_measured_is_not_told():
 def test_plans_of_which_no_share_follows_say_why(change, message):
     with pytest.raises(ValueError, match=message):
         claims.tolerated(change(plans()))
+
+
+def test_a_level_is_a_share():
+    with pytest.raises(ValueError, match="level must be a share .* not 90"):
+        claims.tolerated(plans(), level=90)
 
 
 def test_deeper_models_that_tolerate_more_are_found():
@@ -94,10 +118,16 @@ def test_too_little_data_cannot_be_told():
         assert verdict.verdict == "can't tell" and np.isnan(verdict.low) and "nan" not in str(verdict)
 
 
+def test_models_that_never_leave_the_level_tell_nothing():
+    ceiling = rows(0, spread=0).assign(value=1.0, censored=True)
+    verdict = claims.q4(ceiling)
+    assert verdict.verdict == "can't tell" and "never leave the level" in verdict.reason
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.drop(columns="seed"), "the rows lack seed; needed are model, blocks, seed, value"),
+        (lambda t: t.drop(columns="seed"), "the rows lack seed; needed are model, blocks, seed, value, censored"),
         (lambda t: pd.concat([t, t]), "a depth and seed more than once"),
         (lambda t: t.assign(value=40), "value must be a share of layers, from 0 to 1"),
     ],

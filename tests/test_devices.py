@@ -124,6 +124,7 @@ def test_a_model_larger_than_memory_is_scored_and_evaluated_as_if_it_were_not(fo
     np.testing.assert_array_equal(*removed)
     assert results.fingerprint(model) == results.fingerprint(whole)
     assert (lw.shape(model), lw.size(model)) == (lw.shape(whole), lw.size(whole))
+    assert lw.compare(model, whole, tokens).kl == 0
 
 
 def test_a_model_larger_than_memory_is_not_changed(folder, monkeypatch):
@@ -143,7 +144,7 @@ def test_a_model_larger_than_memory_is_not_changed(folder, monkeypatch):
 
 def test_memory_that_embeddings_do_not_fit_into_is_too_little(folder, monkeypatch):
     leave_free(folder, monkeypatch, 0.01)
-    with pytest.raises(MemoryError, match="not even the embeddings of .*model fit into what is free on cpu"):
+    with pytest.raises(MemoryError, match="isn't enough memory for the embeddings of .*model"):
         lw.load(folder)
 
 
@@ -160,12 +161,42 @@ def test_damaged_weights_are_found_on_disk_too(tmp_path, monkeypatch):
         lw.load(tmp_path / "model")
 
 
-def test_what_has_room_on_one_device_is_not_spread(folder, monkeypatch, recwarn):
-    leave_free(folder, monkeypatch, 0.8)  # of which weights may take more if all of them go there
-    model = lw.load(folder, dtype="float16")[0]
+@pytest.mark.parametrize(("share", "dtype"), [(0.8, "auto"), (0.5, torch.float16)])
+def test_what_has_room_on_one_device_is_not_spread(share, dtype, folder, monkeypatch, recwarn):
+    """Weights may take more of a device if all of them go there, and float16 takes half of what is stored."""
+    leave_free(folder, monkeypatch, share)
+    devices.check_present(lw.load(folder, dtype=dtype)[0])
     assert not [warning for warning in recwarn if "larger than" in str(warning.message)]
-    devices.check_present(model)
-    assert model.dtype == torch.float16
+
+
+def test_what_models_that_are_gone_had_is_free(monkeypatch):
+    free = iter([10, 1000])
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=next(free)))
+    assert devices.limits(100, torch.device("cpu")) is None
+
+
+def test_memory_that_torch_holds_and_does_not_use_is_free(monkeypatch):
+    gpu = SimpleNamespace(
+        mem_get_info=lambda device: (10, 100), memory_reserved=lambda device: 80, memory_allocated=lambda device: 20
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: gpu)
+    monkeypatch.setattr(devices, "get_max_memory", lambda: {0: 60, 1: 100, "cpu": 1000})
+    assert devices.limits(63, torch.device("cuda")) is None
+    assert devices.limits(64, torch.device("cuda")) == {0: 42, 1: 70, "cpu": 700}
+
+
+def test_places_are_told_by_device():
+    spread = tiny()
+    spread.hf_device_map = {"model.layers.1": 0, "model.layers.10": "cpu", "model": 1}
+    kind = devices.accelerator()
+    paths = [f"model.layers.{i}" for i in (0, 1, 10)]
+    assert devices.places(spread, paths) == f"1 on {kind}:1, 1 on {kind}:0, 1 on cpu"
+    assert devices.places(tiny(), paths) == "3 on cpu"  # accelerate has none if one device has room after all
+
+
+def test_a_dtype_is_a_dtype(folder):
+    with pytest.raises(ValueError, match="dtype must be 'auto' or a torch.dtype such as torch.float16, not 'bf16'"):
+        lw.load(folder, dtype="bf16")
 
 
 OTHER = "lazy"  # of the kinds of device that torch knows, one that fake tensors may be on in a build for CPUs

@@ -1,9 +1,9 @@
 """Devices: which to work on, in which dtype, and models that are larger than the memory of one.
 
 Such a model is spread by `accelerate`: over further GPUs, then the host's memory, then the checkpoint on disk. What is
-on a GPU is computed there. Weights of the other two kinds are away, on the meta device, and brought to a GPU each time
-their layer runs. Such a model can be read, not changed: its hooks don't survive copies, and changes of what is away
-are lost.
+on a GPU, or without one in the host's memory, is computed there. Other weights are away, on the meta device, and
+brought to where they are computed with each time their layer runs. Such a model can be read, not changed: its hooks
+don't survive copies, and changes of what is away are lost.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def limits(weights: float, device: torch.device) -> dict[int | str, int] | None:
         return None
     gc.collect()  # models that were spread before refer to themselves, and are not gone until now
     getattr(torch.get_device_module(device), "empty_cache", lambda: None)()
+    if weights <= FITS * _free(device):
+        return None
     return {place: int(SPREAD * free) for place, free in get_max_memory().items()}
 
 
@@ -87,7 +89,7 @@ def check_present(model: nn.Module) -> None:
         raise ValueError(
             "accelerate has spread the model over several devices: so it can be scored and evaluated, not changed. "
             "lw.compress_checkpoint compresses a checkpoint block by block, however large it is; or load the model "
-            "onto one device, by device='cpu', say"
+            "onto one device that has room for it, by its name"
         )
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the model's weights are on the meta device, where they have no values: load the model")

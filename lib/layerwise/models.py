@@ -59,14 +59,14 @@ def load(name, device="auto", dtype="auto", revision=None):
     model is in eval mode and its parameters want no gradients: call `model.requires_grad_()` to train it.
 
     Raises UnknownModel, DamagedModel, `hub.HubError` (a licence that wasn't accepted, no network, ...), MemoryError, or
-    UnsupportedArchitecture, the last before any weights are read.
+    UnsupportedArchitecture, the last before any weights are read; ValueError for a `dtype` that is none.
     """
     name = os.fspath(name)
     folder, config, ours = checked(name, revision)
     small = name.startswith(PREFIX)
     chosen, device = device == "auto", torch.device(devices.accelerator() if device == "auto" else device)
-    if isinstance(dtype, str) and dtype != "auto":
-        dtype = getattr(torch, dtype)
+    if not (dtype == "auto" or isinstance(dtype, torch.dtype)):
+        raise ValueError(f"dtype must be 'auto' or a torch.dtype such as torch.float16, not {dtype!r}")
     if dtype == "auto":
         dtype = torch.float32 if small else devices.dtype_for(config, device)
     if ours:
@@ -78,7 +78,7 @@ def load(name, device="auto", dtype="auto", revision=None):
     elif chosen and (limits := devices.limits(_bytes(folder, config, dtype), device)):
         model = _read(folder, dtype, "auto", quiet=small, max_memory=limits)
         if devices.entrance(model).type == "meta":
-            raise MemoryError(f"not even the embeddings of {name} fit into what is free on {device}")
+            raise MemoryError(f"there isn't enough memory for the embeddings of {name}, which come first")
         where = devices.places(model, [f"{architecture(model).blocks}.{i}" for i in range(len(blocks(model)))])
         warnings.warn(f"{name} is larger than what is free on {device}, so its blocks are: {where}", stacklevel=2)
     else:

@@ -22,16 +22,22 @@ def tolerated(rows: pd.DataFrame, level: float = 0.9) -> pd.DataFrame:
     plan's loss minus the dense model's in nats per token, in each test window. What else they say of a model, such as
     its blocks, is kept.
 
-    One row per model and kind: value with its 95 % interval over windows, low and high. Quality is the dense model's
-    perplexity divided by the plan's; it is interpolated linearly in the share. Of several draws it is the mean. Where
-    quality never leaves the level it is the largest share there is.
+    One row per model and kind: value with its 95 % interval, low and high, a bootstrap over windows and, where there
+    are several, over draws, whose mean it is. Quality is the dense model's perplexity divided by the plan's; it is
+    interpolated linearly in the share. `censored` says that in some draw quality is outside the level at the smallest
+    share, or never leaves it: the value is then the smallest, or the largest, share that was measured.
 
-    Raises ValueError for rows that lack a column or a finite loss, repeat a plan, or have draws with different shares.
+    Raises ValueError for a level outside (0, 1), and for rows that lack a column or a finite loss, repeat a plan, have
+    a share outside [0, 1], or draws with different shares.
     """
+    if not 0 < level < 1:
+        raise ValueError(f"level must be a share of the dense model's quality between 0 and 1, not {level!r}")
     keys = ["model", "kind", "draw", "share"]
     windows = [name for name in rows if re.fullmatch(r"w\d+", str(name))]
     if missing := [name for name in keys if name not in rows] + ["w0"] * (not windows):
         raise ValueError(f"the rows lack {', '.join(missing)}; needed are {', '.join(keys)}, w0, w1, …")
+    if rows[keys].isna().any(axis=None) or not rows["share"].between(0, 1).all():
+        raise ValueError("every row needs a model, a kind, a draw, and a share from 0 to 1")
     found = []
     for (model, kind), part in rows.groupby(["model", "kind"], sort=False):
         own = [name for name in windows if part[name].notna().any()]  # other models may have been read in more
@@ -43,13 +49,19 @@ def tolerated(rows: pd.DataFrame, level: float = 0.9) -> pd.DataFrame:
         if any(list(draw["share"]) != list(share) for draw in draws):
             raise ValueError(f"{model}, {kind}: every draw needs the same shares")
         loss = np.stack([draw[own].to_numpy(float) for draw in draws])  # [draws, shares, n]
-        n = len(own)
+        n, each = len(own), loss.mean(axis=2)
+        censored = (each[:, 0] > -np.log(level)).any() or (each <= -np.log(level)).all(axis=1).any()
+        value = share_left(share, each, level).clip(share[0], share[-1]).mean()
         counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=TIMES)
-        value = share_left(share, loss.mean(axis=2), level).clip(max=share[-1]).mean()
-        resampled = share_left(share, np.tensordot(counts / n, loss, axes=(1, 2)), level).clip(max=share[-1])
+        resampled = share_left(share, np.tensordot(counts / n, loss, axes=(1, 2)), level).clip(share[0], share[-1])
+        units = n
+        if len(draws) > 1:
+            of = len(draws)
+            resampled *= np.random.default_rng(1).multinomial(of, np.full(of, 1 / of), size=TIMES)
+            units = min(n, of)
+        estimate = stats.bootstrap_interval(value, resampled.mean(axis=1), units)
         about = part.drop(columns=[*keys, *windows]).iloc[0].to_dict()
-        estimate = stats.bootstrap_interval(value, resampled.mean(axis=1), n)
-        found.append({"model": model, "kind": kind, **about, **estimate._asdict()})
+        found.append({"model": model, "kind": kind, **about, **estimate._asdict(), "censored": bool(censored)})
     return pd.DataFrame(found)
 
 
@@ -57,8 +69,8 @@ def q4(rows: pd.DataFrame) -> Verdict:
     """Q4: larger models with more layers tolerate it better than smaller ones with fewer.
 
     Rows, one per trained model of one family: model, blocks (its number), seed (of its training), and value, the share
-    of layers in [0, 1] that can be compressed until quality leaves a level, as `tolerated` gives it. All are of one
-    kind of compression and level.
+    of layers in [0, 1] that can be compressed until quality leaves a level, and whether it is censored, as `tolerated`
+    gives them. All are of one kind of compression and level.
 
     The effect is the slope of that share over log2(blocks) by least squares: points of layers for each doubling of the
     depth, positive = deeper models tolerate more. Its interval, by Student's t over models, covers training seeds, and
@@ -66,11 +78,11 @@ def q4(rows: pd.DataFrame) -> Verdict:
 
     - holds: the interval is above 0, and 2 points are inside or below it;
     - doesn't hold: the whole interval is below 2 points;
-    - can't tell: else, or there are fewer than two depths, or two models of each depth.
+    - can't tell: else, or there are fewer than two depths, or two models of each depth, or a share is censored.
 
     Raises ValueError for rows that lack a column, a value in [0, 1], or have a depth and seed twice.
     """
-    needed = ["model", "blocks", "seed", "value"]
+    needed = ["model", "blocks", "seed", "value", "censored"]
     if missing := [name for name in needed if name not in rows]:
         raise ValueError(f"the rows lack {', '.join(missing)}; needed are {', '.join(needed)}")
     if rows.duplicated(["blocks", "seed"]).any():
@@ -80,12 +92,14 @@ def q4(rows: pd.DataFrame) -> Verdict:
     depth, share = np.log2(rows["blocks"].to_numpy(float)), 100 * rows["value"].to_numpy(float)
     counts = rows.groupby("blocks")["seed"].size()
     means = 100 * rows.groupby("blocks")["value"].mean()
-    told = ", ".join(f"{mean:.0f} % of {blocks} blocks" for blocks, mean in means.items())
+    told = ", ".join(f"{blocks} blocks: {mean:.0f} %" for blocks, mean in means.items())
     statement = "Models with more layers tolerate lower precision in a larger share of them."
     if len(counts) < 2:
         return Verdict("Q4", statement, CANNOT_TELL, *[np.nan] * 3, "points", f"There is one depth: {told}.", rows)
     slope = _slope(depth, share, enough=counts.min() >= 2)
-    if np.isnan(slope.low):
+    if rows["censored"].any():
+        verdict, why = CANNOT_TELL, "some models never leave the level, or are never within it"
+    elif np.isnan(slope.low):
         verdict, why = CANNOT_TELL, "one model of a depth says nothing of what training again would give"
     elif slope.high < LEAST:
         verdict, why = DOES_NOT, f"as much as {LEAST:g} points is ruled out"
@@ -94,8 +108,8 @@ def q4(rows: pd.DataFrame) -> Verdict:
     else:
         verdict, why = CANNOT_TELL, f"neither 0 nor {LEAST:g} points is ruled out"
     reason = (
-        f"With each doubling of the depth the share that can be lowered changes by {in_words(slope, 'points')} "
-        f"({told}, on average over {counted(len(rows), 'model')}): {why}."
+        f"With each doubling of the depth the share that is tolerated changes by {in_words(slope, 'points')} "
+        f"({told}; {counted(len(rows), 'model')}): {why}."
     )
     return Verdict("Q4", statement, verdict, *slope, "points", reason, rows)
 

@@ -60,15 +60,15 @@ def accuracies(rows: pd.DataFrame) -> list[Axes]:
 def by_depth(rows: pd.DataFrame) -> list[Axes]:
     """What models of one family tolerate over their depth, a dot per model, a panel per kind, a line through the means.
 
-    Rows: kind, blocks, value with low and high, shares in [0, 1], one per model.
+    Rows: kind, blocks, value with low and high, shares in [0, 1], one per model and kind.
     """
     kinds = rows["kind"].unique()
     axes = panels(len(kinds), 1.5)
     for ax, kind in zip(axes, kinds, strict=True):
         part = rows[rows["kind"] == kind]
-        means = 100 * part.groupby("blocks")["value"].mean()
-        ax.plot(means, color=GREY, lw=1)
         several = part.groupby("blocks")["value"]
+        means = 100 * several.mean()
+        ax.plot(means, color=GREY, lw=1)
         aside = several.cumcount() - (several.transform("size") - 1) / 2  # models of one depth stand side by side
         x = part["blocks"] * 2 ** (0.08 * aside)
         ax.vlines(x, 100 * part["low"], 100 * part["high"], color=COLOURS[0], alpha=0.45, lw=3)
