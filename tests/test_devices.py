@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from families import random_tokens, tiny
-from layerwise import damage, devices, evaluation, footprint, models, results, scores
+from layerwise import damage, devices, evaluation, footprint, models, results, scores, world
 from layerwise.architectures import architecture, blocks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -223,3 +223,14 @@ def test_blocks_on_another_device_are_scored_and_evaluated_where_they_are(family
         damage.removal_order(model, tokens)
         with pytest.raises(ValueError, match="lw.compress_checkpoint"):
             lw.compress(model, lw.plans.bits(lw.shape(model), range(4), 2, 8, 4))
+
+
+def test_a_model_larger_than_memory_is_asked_the_same_tasks(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    tokenizer, tasks = world.tokenizer(), list(world.TASKS)[:1]
+    model = tiny(num_hidden_layers=12, vocab_size=len(tokenizer), tie_word_embeddings=True)
+    folder = lw.save(model, tmp_path / "model", tokenizer)
+    leave_free(folder, monkeypatch, 0.75)
+    with pytest.warns(UserWarning, match="on disk"):
+        spread, _ = lw.load(folder)
+    assert lw.answers(spread, tokenizer, tasks, limit=4).equals(lw.answers(model, tokenizer, tasks, limit=4))
