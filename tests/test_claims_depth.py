@@ -90,6 +90,8 @@ def test_a_level_is_a_share():
 def test_deeper_models_that_tolerate_more_are_found():
     verdict = claims.q4(rows(10))
     assert verdict.verdict == "holds" and verdict.low > 0 and verdict.low < 10 < verdict.high
+    again = claims.q4(rows(10).astype({"blocks": float}))  # as tables with gaps have it
+    assert "6 blocks: " in again.reason and again.reason == verdict.reason
 
 
 def test_deeper_models_that_tolerate_no_more_are_found():

@@ -92,7 +92,7 @@ def q4(rows: pd.DataFrame) -> Verdict:
     depth, share = np.log2(rows["blocks"].to_numpy(float)), 100 * rows["value"].to_numpy(float)
     counts = rows.groupby("blocks")["seed"].size()
     means = 100 * rows.groupby("blocks")["value"].mean()
-    told = ", ".join(f"{blocks} blocks: {mean:.0f} %" for blocks, mean in means.items())
+    told = ", ".join(f"{blocks:g} blocks: {mean:.0f} %" for blocks, mean in means.items())
     statement = "Models with more layers tolerate lower precision in a larger share of them."
     if len(counts) < 2:
         return Verdict("Q4", statement, CANNOT_TELL, *[np.nan] * 3, "points", f"There is one depth: {told}.", rows)
