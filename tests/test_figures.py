@@ -3,7 +3,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from layerwise import figures
+from layerwise import figures, stats
 
 DEPTHS = {"6L": 6, "12L": 12}
 
@@ -115,16 +115,20 @@ def test_accuracies_show_chance_where_it_is_known():
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["uses", "sums"]
 
 
-def test_models_of_one_depth_stand_side_by_side_with_a_line_through_their_means():
-    rows = pd.DataFrame({"kind": "bits", "blocks": [6, 6, 12, 12], "value": [0.2, 0.4, 0.5, 0.7]})
-    rows = pd.concat([rows, rows.assign(kind="slicing", value=0.1)])
-    axes = figures.by_depth(rows.assign(low=rows["value"] - 0.1, high=rows["value"] + 0.1))
+def test_models_of_one_depth_stand_side_by_side_under_the_interval_of_their_mean():
+    rows = pd.DataFrame({"kind": "bits", "blocks": [6, 6, 12], "value": [20, 40, 50], "recipe": "AdamW"})
+    rows = rows.assign(low=rows["value"] - 1, high=rows["value"] + 1)
+    rows = pd.concat([rows, rows[2:].assign(value=10, recipe="muon"), rows.assign(kind="slicing")])
+    axes = figures.by_depth(rows, "share, %")
     assert [ax.get_title(loc="left") for ax in axes] == ["bits", "slicing"]
-    means, dots = axes[0].get_lines()
-    assert (list(means.get_xdata()), list(means.get_ydata())) == ([6, 12], pytest.approx([30, 60]))
-    assert list(dots.get_ydata()) == pytest.approx([20, 40, 50, 70])
-    assert np.diff(dots.get_xdata()).min() > 0
+    means, six, twelve, _, muon = axes[0].get_lines()
+    assert (list(means.get_xdata()), list(means.get_ydata())) == ([6, 12], [30, 50])
+    assert [list(dots.get_ydata()) for dots in (six, twelve, muon)] == [[20, 40], [50], [10]]
+    assert np.diff(six.get_xdata()).item() > 0 and muon.get_xdata() > twelve.get_xdata()
+    bars = [bar.get_segments()[0][:, 1] for bar in axes[0].collections]
+    assert bars[0] == pytest.approx(np.array(stats.mean([20, 40])[1:])) and list(bars[1]) == [49, 51]
     assert [text.get_text() for text in axes[1].get_xticklabels()] == ["6", "12"]
+    assert {"AdamW", "muon"} <= set(words(axes))
 
 
 def test_plan_bars_stack_what_is_kept_and_what_is_cut_under_the_mean():

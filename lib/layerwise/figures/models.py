@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from layerwise.figures.common import COLOURS, GREY, label_ends, legend, looks_of, panels
+from layerwise.figures.common import GREY, label_ends, legend, looks_of, panels
+from layerwise.stats import mean
 
 
 def loss_curves(rows: pd.DataFrame, floor: float) -> list[Axes]:
@@ -57,25 +58,32 @@ def accuracies(rows: pd.DataFrame) -> list[Axes]:
     return [ax]
 
 
-def by_depth(rows: pd.DataFrame) -> list[Axes]:
-    """What models of one family tolerate over their depth, a dot per model, a panel per kind, a line through the means.
+def by_depth(rows: pd.DataFrame, unit: str, limits: tuple[float | None, float | None] = (0, None)) -> list[Axes]:
+    """A quantity over the depth of trained models, a dot per model, a panel per kind, a line through each depth's mean.
 
-    Rows: kind, blocks, value with low and high, shares in [0, 1], one per model and kind.
+    Rows: kind, recipe (of the training; a colour each), blocks, and value with low and high, in the `unit` and usually
+    within the `limits` of the axis. Where a recipe has several models of a depth, the broad bar is the 95 % interval of
+    their mean, so that it covers what training again would give; a single model has its own interval, a thin bar.
     """
-    kinds = rows["kind"].unique()
+    kinds, looks = rows["kind"].unique(), looks_of(rows["recipe"])
     axes = panels(len(kinds), 1.5)
     for ax, kind in zip(axes, kinds, strict=True):
-        part = rows[rows["kind"] == kind]
-        several = part.groupby("blocks")["value"]
-        means = 100 * several.mean()
-        ax.plot(means, color=GREY, lw=1)
-        aside = several.cumcount() - (several.transform("size") - 1) / 2  # models of one depth stand side by side
-        x = part["blocks"] * 2 ** (0.08 * aside)
-        ax.vlines(x, 100 * part["low"], 100 * part["high"], color=COLOURS[0], alpha=0.45, lw=3)
-        ax.plot(x, 100 * part["value"], ls="", marker="o", color=COLOURS[0])
-        ax.set(title=kind, ylabel="share, %", ylim=(0, None))
+        for recipe, part in rows[rows["kind"] == kind].groupby("recipe", sort=False):
+            colour, marker = looks[recipe]
+            ax.plot(part.groupby("blocks")["value"].mean(), color=colour, lw=1)
+            for blocks, alike in part.groupby("blocks"):
+                several = len(alike) > 1
+                _, low, high = mean(alike["value"]) if several else alike[["value", "low", "high"]].iloc[0]
+                # colours and models of one depth stand side by side
+                x = blocks * 2 ** (0.16 * list(looks).index(recipe))
+                ax.vlines(x, low, high, color=colour, alpha=0.3 if several else 0.6, lw=9 if several else 1.5)
+                beside = 2 ** (0.04 * (np.arange(len(alike)) - (len(alike) - 1) / 2))
+                ax.plot(x * beside, alike["value"], ls="", marker=marker, color=colour, mec="white", mew=0.5)
+        ax.set(title=kind, ylabel=unit, ylim=limits)
         ax.set_xscale("log", base=2)
-        ax.set_xticks(means.index, [f"{blocks:g}" for blocks in means.index])
+        depths = np.unique(rows["blocks"].to_numpy(float))
+        ax.set_xticks(depths, [f"{blocks:g}" for blocks in depths])
         ax.minorticks_off()
     axes[-1].set_xlabel("blocks")
+    legend(axes[0], looks)
     return axes
