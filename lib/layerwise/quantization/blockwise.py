@@ -79,8 +79,8 @@ def check(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
 def check_matrices(quantizer, model: nn.Module, bits: Sequence[int | None], fits: Callable | None = None) -> None:
     """Raise ValueError, naming block and matrix, for one that is to be quantized and is not finite.
 
-    `fits(columns)` raises ValueError for rows that the quantizer can't do; a model that was spread over devices is one
-    too.
+    So too for a model that was spread over devices, and where `fits(columns)` raises it for rows that the quantizer
+    can't do.
     """
     check_present(model)
     for i, (block, width) in enumerate(zip(blocks(model), bits, strict=True)):
