@@ -7,8 +7,11 @@ from layerwise import claims
 from scipy import stats as reference
 
 
-def rows(slope, spread=3.0, depths=(6, 12, 24), seeds=3, seed=0):
-    """Shares that rise by `slope` points with each doubling, and differ between training seeds."""
+def rows(slope, spread=3.0, depths=(6, 12, 24), seeds=3, seed=0, text=0.0):
+    """Shares that rise by `slope` points with each doubling, and differ between training seeds.
+
+    With the standard error `text` the test windows move all shares of a depth together.
+    """
     rng = np.random.default_rng(seed)
     found = [
         {
@@ -21,7 +24,9 @@ def rows(slope, spread=3.0, depths=(6, 12, 24), seeds=3, seed=0):
         for L in depths
         for s in range(seeds)
     ]
-    return pd.DataFrame(found)
+    found = pd.DataFrame(found)
+    found["value"] += found["blocks"].map({L: rng.normal(0, text) / 100 for L in depths})
+    return found.assign(low=found["value"] - 1.96 * text / 100, high=found["value"] + 1.96 * text / 100)
 
 
 def plans(model="6L", kind="bits", draw=0, spread=0.1, windows=16, leaves=0.5):
@@ -114,10 +119,24 @@ def test_without_an_effect_it_holds_no_more_often_than_its_risk():
     assert verdicts.count("holds") <= 0.05 * 300
 
 
+def test_the_interval_covers_text_that_all_models_of_a_depth_have_read():
+    verdicts = [claims.q4(rows(0, seed=seed, text=5)) for seed in range(300)]
+    assert sum(v.verdict == "holds" for v in verdicts) <= 0.05 * 300
+    assert np.mean([v.low <= 0 <= v.high for v in verdicts]) >= 0.93
+    # the deepest models may be far lower than they seem, so the slope may be; it can't be far higher
+    table = rows(5)
+    table.loc[table["blocks"] == 24, "low"] -= 0.3
+    plain, wide = claims.q4(rows(5)), claims.q4(table)
+    assert wide.high == pytest.approx(plain.high)
+    assert (wide.effect - wide.low) ** 2 == pytest.approx((plain.effect - plain.low) ** 2 + 15**2)
+
+
 def test_too_little_data_cannot_be_told():
     for few in (rows(10, seeds=1), rows(10, depths=(6,))):
         verdict = claims.q4(few)
         assert verdict.verdict == "can't tell" and np.isnan(verdict.low) and "nan" not in str(verdict)
+    blind = claims.q4(rows(10).assign(low=np.nan, high=np.nan))
+    assert blind.verdict == "can't tell" and "one window says nothing" in blind.reason and "nan" not in blind.reason
 
 
 def test_models_that_never_leave_the_level_tell_nothing():
@@ -129,7 +148,10 @@ def test_models_that_never_leave_the_level_tell_nothing():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.drop(columns="seed"), "the rows lack seed; needed are model, blocks, seed, value, censored"),
+        (
+            lambda t: t.drop(columns="seed"),
+            "the rows lack seed; needed are model, blocks, seed, value, low, high, censored",
+        ),
         (lambda t: pd.concat([t, t]), "a depth and seed more than once"),
         (lambda t: t.assign(value=40), "value must be a share of layers, from 0 to 1"),
     ],

@@ -126,7 +126,8 @@ def test_models_of_one_depth_stand_side_by_side_under_the_interval_of_their_mean
     assert [list(dots.get_ydata()) for dots in (six, twelve, muon)] == [[20, 40], [50], [10]]
     assert np.diff(six.get_xdata()).item() > 0 and muon.get_xdata() > twelve.get_xdata()
     bars = [bar.get_segments()[0][:, 1] for bar in axes[0].collections]
-    assert bars[0] == pytest.approx(np.array(stats.mean([20, 40])[1:])) and list(bars[1]) == [49, 51]
+    assert list(bars[0]) == pytest.approx(stats.over_models([20, 40], [19, 39], [21, 41])[1:])
+    assert list(bars[1]) == [49, 51]
     assert [text.get_text() for text in axes[1].get_xticklabels()] == ["6", "12"]
     assert {"AdamW", "muon"} <= set(words(axes))
 

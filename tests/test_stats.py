@@ -199,3 +199,24 @@ def test_a_rank_p_value_counts_the_permutations_that_agree_as_well():
     assert stats.rank_p_value([1, 2, 4, 3], [1, 2, 3, 4], times=40_000) == pytest.approx(4 / 24, abs=0.008)
     assert stats.rank_p_value([4, 3, 2, 1], [1, 2, 3, 4]) == 1 and 0 < stats.rank_p_value(range(20), range(20)) < 0.001
     assert np.isnan(stats.rank_p_value([1, 1, 1], [1, 2, 3]))
+
+
+def test_the_interval_over_models_covers_models_and_the_text_that_they_share():
+    assert stats.over_models([3.0], [1.0], [4.0]) == (3, 1, 4)
+    exact = stats.over_models([1.0, 2.0, 6.0], [1.0, 2.0, 6.0], [1.0, 2.0, 6.0])
+    assert exact == pytest.approx(stats.mean([1.0, 2.0, 6.0]))
+    alike = stats.over_models([2.0, 2.0], [1.0, 1.5], [2.0, 4.0])
+    assert alike == pytest.approx((2, 1.25, 3))
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(1000):  # each of 3 models is 5 and its own; the error of the text is all models' and their own
+        error = rng.normal(0, 0.7) + rng.normal(0, 0.7, 3)
+        values = 5 + rng.normal(0, 1, 3) + error
+        found = stats.over_models(values, values - 1.96 * 0.99, values + 1.96 * 0.99)
+        covered += found.low <= 5 <= found.high
+    assert 0.94 < covered / 1000 <= 1
+
+
+@pytest.mark.parametrize("values", [[], [[1.0, 2.0]]])
+def test_models_have_one_value_each(values):
+    with pytest.raises(ValueError, match="one value per"):
+        stats.over_models(values, values, values)

@@ -78,6 +78,24 @@ def crossed_mean(values, confidence: float = 0.95) -> Estimate:
     return Estimate(value, value - reach, value + reach)
 
 
+def over_models(values, low, high, confidence: float = 0.95) -> Estimate:
+    """Mean of one quantity of several trained models `[n]`, each with the interval `low`, `high` of its evaluation.
+
+    The interval covers other models of that kind and other evaluation text, which the models share: the squares of
+    Student's reach over models and of the models' mean reach to that side are added, as in `crossed_mean`. The noise
+    of the text is in the spread between models too, so it is wider than need be, by at most a factor of sqrt(2).
+    A single model has its own interval, which says nothing of others.
+    """
+    value, below, _ = mean(values, confidence)
+    values, low, high = (np.asarray(each, np.float64) for each in (values, low, high))
+    models = 0.0 if len(values) == 1 else value - below
+    return Estimate(
+        value,
+        value - float(np.hypot(models, (values - low).mean())),
+        value + float(np.hypot(models, (high - values).mean())),
+    )
+
+
 def crossed_p_value(values) -> float:
     """Two-sided p-value of the mean of `values` `[draws, windows]` being 0: below 0.05 where `crossed_mean` excludes 0.
 

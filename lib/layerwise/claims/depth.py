@@ -69,38 +69,42 @@ def q4(rows: pd.DataFrame) -> Verdict:
     """Q4: larger models with more layers tolerate it better than smaller ones with fewer.
 
     Rows, one per trained model of one family: model, blocks (its number), seed (of its training), and value, the share
-    of layers in [0, 1] that can be compressed until quality leaves a level, and whether it is censored, as `tolerated`
-    gives them. All are of one kind of compression and level.
+    of layers in [0, 1] that can be compressed until quality leaves a level, with its interval, low and high, and
+    whether it is censored, as `tolerated` gives them. All are of one kind of compression and level.
 
     The effect is the slope of that share over log2(blocks) by least squares: points of layers for each doubling of the
-    depth, positive = deeper models tolerate more. Its interval, by Student's t over models, covers training seeds, and
-    what the line doesn't fit; the noise of evaluation is in the spread between models.
+    depth, positive = deeper models tolerate more. Its interval covers training seeds and what the line doesn't fit, by
+    Student's t over models, and evaluation, by the models' own intervals; the squares of the two reaches are added.
+    Models read the same windows, so the errors of one depth are taken to be one error, and those of two depths to be
+    independent, which is the wider way.
 
     - holds: the interval is above 0, and 2 points are inside or below it;
     - doesn't hold: the whole interval is below 2 points;
-    - can't tell: else, or there are fewer than two depths, or two models of each depth, or a share is censored.
+    - can't tell: else, or there are fewer than two depths, two models of each depth, or two windows, or a share is
+      censored.
 
     Raises ValueError for rows that lack a column, a value in [0, 1], or have a depth and seed twice.
     """
-    needed = ["model", "blocks", "seed", "value", "censored"]
+    needed = ["model", "blocks", "seed", "value", "low", "high", "censored"]
     if missing := [name for name in needed if name not in rows]:
         raise ValueError(f"the rows lack {', '.join(missing)}; needed are {', '.join(needed)}")
     if rows.duplicated(["blocks", "seed"]).any():
         raise ValueError("there is a depth and seed more than once: give rows of one compression and order")
     if not rows["value"].between(0, 1).all():
         raise ValueError("value must be a share of layers, from 0 to 1")
-    depth, share = np.log2(rows["blocks"].to_numpy(float)), 100 * rows["value"].to_numpy(float)
     counts = rows.groupby("blocks")["seed"].size()
     means = 100 * rows.groupby("blocks")["value"].mean()
     told = ", ".join(f"{blocks:g} blocks: {mean:.0f} %" for blocks, mean in means.items())
     statement = "Models with more layers tolerate lower precision in a larger share of them."
     if len(counts) < 2:
         return Verdict("Q4", statement, CANNOT_TELL, *[np.nan] * 3, "points", f"There is one depth: {told}.", rows)
-    slope = _slope(depth, share, enough=counts.min() >= 2)
+    slope = _slope(rows, enough=counts.min() >= 2)
     if rows["censored"].any():
         verdict, why = CANNOT_TELL, "some models never leave the level, or are never within it"
-    elif np.isnan(slope.low):
+    elif counts.min() < 2:
         verdict, why = CANNOT_TELL, "one model of a depth says nothing of what training again would give"
+    elif np.isnan(slope.low):
+        verdict, why = CANNOT_TELL, "one window says nothing of what another text would give"
     elif slope.high < LEAST:
         verdict, why = DOES_NOT, f"as much as {LEAST:g} points is ruled out"
     elif slope.low > 0:
@@ -114,14 +118,18 @@ def q4(rows: pd.DataFrame) -> Verdict:
     return Verdict("Q4", statement, verdict, *slope, "points", reason, rows)
 
 
-def _slope(x: np.ndarray, y: np.ndarray, enough: bool) -> Estimate:
-    """Slope of y over x by least squares, with Student's t interval if there is `enough` to tell the spread."""
+def _slope(rows: pd.DataFrame, enough: bool) -> Estimate:
+    """Points of share per doubling by least squares; with an interval if there are `enough` models to tell a spread."""
+    x, y = np.log2(rows["blocks"].to_numpy(float)), 100 * rows["value"].to_numpy(float)
     centred = x - x.mean()
-    squares = (centred**2).sum()
-    slope = float(centred @ y / squares)
+    weights = centred / (centred**2).sum()
+    slope = float(weights @ y)
     if not enough:
         return Estimate(slope, np.nan, np.nan)
     degrees = len(x) - 2
     residuals = y - y.mean() - slope * centred
-    reach = float(stats.half_width(np.sqrt((residuals**2).sum() / degrees / squares), degrees))
-    return Estimate(slope, slope - reach, slope + reach)
+    models = stats.half_width(np.sqrt((residuals**2).sum() / degrees) * np.linalg.norm(weights), degrees)
+    ends = 100 * rows[["low", "high"]].to_numpy(float) - y[:, None]  # how far each share may be off, [models, 2]
+    ends = np.where(weights[:, None] < 0, ends[:, ::-1], ends) * weights[:, None]
+    low, high = np.linalg.norm([ends[x == depth].sum(axis=0) for depth in np.unique(x)], axis=0)
+    return Estimate(slope, slope - float(np.hypot(models, low)), slope + float(np.hypot(models, high)))

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from layerwise.figures.common import GREY, label_ends, legend, looks_of, panels
-from layerwise.stats import mean
+from layerwise.stats import over_models
 
 
 def loss_curves(rows: pd.DataFrame, floor: float) -> list[Axes]:
@@ -73,7 +73,7 @@ def by_depth(rows: pd.DataFrame, unit: str, limits: tuple[float | None, float | 
             ax.plot(part.groupby("blocks")["value"].mean(), color=colour, lw=1)
             for blocks, alike in part.groupby("blocks"):
                 several = len(alike) > 1
-                _, low, high = mean(alike["value"]) if several else alike[["value", "low", "high"]].iloc[0]
+                _, low, high = over_models(alike["value"], alike["low"], alike["high"])
                 # colours and models of one depth stand side by side
                 x = blocks * 2 ** (0.16 * list(looks).index(recipe))
                 ax.vlines(x, low, high, color=colour, alpha=0.3 if several else 0.6, lw=9 if several else 1.5)
