@@ -1,8 +1,8 @@
 """Means, intervals, tests and rank correlations: the one place where numbers over windows become statements.
 
 The unit of every interval is a *window* (one row of tokens), because windows are drawn independently and the tokens
-within one are not; where calibration draws vary too, they are a second unit. Nothing here knows a model; inputs are
-numpy arrays.
+within one are not; where calibration draws, or trained models, vary too, they are a second unit. Nothing here knows a
+model; inputs are numpy arrays.
 """
 
 from typing import NamedTuple
@@ -78,22 +78,23 @@ def crossed_mean(values, confidence: float = 0.95) -> Estimate:
     return Estimate(value, value - reach, value + reach)
 
 
-def over_models(values, low, high, confidence: float = 0.95) -> Estimate:
-    """Mean of one quantity of several trained models `[n]`, each with the interval `low`, `high` of its evaluation.
+def over_models(values, low, high) -> Estimate:
+    """Mean of one quantity of several trained models `[n]`, each with the 95 % interval of its evaluation.
 
     The interval covers other models of that kind and other evaluation text, which the models share: the squares of
-    Student's reach over models and of the models' mean reach to that side are added, as in `crossed_mean`. The noise
-    of the text is in the spread between models too, so it is wider than need be, by at most a factor of sqrt(2).
-    A single model has its own interval, which says nothing of others.
+    Student's reach over models and of the models' mean reach to that side are added, as in `crossed_mean`. The part of
+    the evaluation's noise that is a model's own is in the spread between models too, so the interval errs on the wide
+    side, the more so the more models there are. A single model keeps its own interval, which says nothing of others.
+
+    Low and high are NaN where a model's are. Raises ValueError for no model, or another shape.
     """
-    value, below, _ = mean(values, confidence)
+    value, below, _ = mean(values)
     values, low, high = (np.asarray(each, np.float64) for each in (values, low, high))
-    models = 0.0 if len(values) == 1 else value - below
-    return Estimate(
-        value,
-        value - float(np.hypot(models, (values - low).mean())),
-        value + float(np.hypot(models, (high - values).mean())),
-    )
+    if len(values) == 1:
+        return Estimate(value, float(low[0]), float(high[0]))
+    # a percentile interval need not hold its value: there it has no reach to that side
+    down, up = (float(np.maximum(reach, 0).mean()) for reach in (values - low, high - values))
+    return Estimate(value, value - float(np.hypot(value - below, down)), value + float(np.hypot(value - below, up)))
 
 
 def crossed_p_value(values) -> float:

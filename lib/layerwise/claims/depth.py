@@ -76,7 +76,7 @@ def q4(rows: pd.DataFrame) -> Verdict:
     depth, positive = deeper models tolerate more. Its interval covers training seeds and what the line doesn't fit, by
     Student's t over models, and evaluation, by the models' own intervals; the squares of the two reaches are added.
     Models read the same windows, so the errors of one depth are taken to be one error, and those of two depths to be
-    independent, which is the wider way.
+    independent: usually the wider way, since what moves all depths alike doesn't move the slope.
 
     - holds: the interval is above 0, and 2 points are inside or below it;
     - doesn't hold: the whole interval is below 2 points;
@@ -129,7 +129,8 @@ def _slope(rows: pd.DataFrame, enough: bool) -> Estimate:
     degrees = len(x) - 2
     residuals = y - y.mean() - slope * centred
     models = stats.half_width(np.sqrt((residuals**2).sum() / degrees) * np.linalg.norm(weights), degrees)
-    ends = 100 * rows[["low", "high"]].to_numpy(float) - y[:, None]  # how far each share may be off, [models, 2]
+    # how far each share may be off to either side, [models, 2]
+    ends = np.maximum(100 * rows[["low", "high"]].to_numpy(float) * [-1, 1] + y[:, None] * [1, -1], 0)
     ends = np.where(weights[:, None] < 0, ends[:, ::-1], ends) * weights[:, None]
     low, high = np.linalg.norm([ends[x == depth].sum(axis=0) for depth in np.unique(x)], axis=0)
     return Estimate(slope, slope - float(np.hypot(models, low)), slope + float(np.hypot(models, high)))

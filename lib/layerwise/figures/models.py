@@ -61,21 +61,23 @@ def accuracies(rows: pd.DataFrame) -> list[Axes]:
 def by_depth(rows: pd.DataFrame, unit: str, limits: tuple[float | None, float | None] = (0, None)) -> list[Axes]:
     """A quantity over the depth of trained models, a dot per model, a panel per kind, a line through each depth's mean.
 
-    Rows: kind, recipe (of the training; a colour each), blocks, and value with low and high, in the `unit` and usually
-    within the `limits` of the axis. Where a recipe has several models of a depth, the broad bar is the 95 % interval of
-    their mean, so that it covers what training again would give; a single model has its own interval, a thin bar.
+    Rows: kind, recipe (of the training; a colour each), blocks, and value with low and high, in the `unit`. `limits`
+    are the ends of the axis, None as the data need; what lies beyond isn't shown. Where a recipe has several models of
+    a depth, the broad bar is the 95 % interval of their mean, so that it covers what training again would give; a
+    single model has its own interval, a thin bar.
     """
     kinds, looks = rows["kind"].unique(), looks_of(rows["recipe"])
     axes = panels(len(kinds), 1.5)
     for ax, kind in zip(axes, kinds, strict=True):
         for recipe, part in rows[rows["kind"] == kind].groupby("recipe", sort=False):
             colour, marker = looks[recipe]
-            ax.plot(part.groupby("blocks")["value"].mean(), color=colour, lw=1)
+            aside = 2 ** (0.16 * list(looks).index(recipe))  # recipes stand side by side, and models of one depth
+            means = part.groupby("blocks")["value"].mean()
+            ax.plot(means.index * aside, means, color=colour, lw=1)
             for blocks, alike in part.groupby("blocks"):
                 several = len(alike) > 1
                 _, low, high = over_models(alike["value"], alike["low"], alike["high"])
-                # colours and models of one depth stand side by side
-                x = blocks * 2 ** (0.16 * list(looks).index(recipe))
+                x = blocks * aside
                 ax.vlines(x, low, high, color=colour, alpha=0.3 if several else 0.6, lw=9 if several else 1.5)
                 beside = 2 ** (0.04 * (np.arange(len(alike)) - (len(alike) - 1) / 2))
                 ax.plot(x * beside, alike["value"], ls="", marker=marker, color=colour, mec="white", mew=0.5)
