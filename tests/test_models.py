@@ -111,6 +111,14 @@ def test_damaged_files_are_named(saved):
         lw.load(saved)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat61", "nn", 16])
+def test_a_dtype_that_torch_has_not_is_refused(dtype, saved):
+    written = json.loads((saved / "config.json").read_text()) | {"dtype": dtype}
+    (saved / "config.json").write_text(json.dumps(written))
+    with pytest.raises(models.DamagedModel, match=f"its dtype is '?{dtype}'?, but should be .* 'bfloat16'"):
+        lw.load(saved)
+
+
 def test_missing_shard_is_named(saved):
     index = {"weight_map": {"lm_head.weight": "model.safetensors", "model.norm.weight": "second.safetensors"}}
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))

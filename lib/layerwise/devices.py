@@ -112,6 +112,11 @@ def dtype_for(config: dict, device: torch.device) -> str | torch.dtype:
 
 
 def stored(config: dict) -> torch.dtype | None:
-    """What a configuration says that the weights are stored in."""
+    """What a configuration says that the weights are stored in; ValueError if torch has no such dtype."""
     told = config.get("dtype") or config.get("torch_dtype")
-    return getattr(torch, str(told).removeprefix("torch.")) if told else None
+    if not told:
+        return None
+    found = getattr(torch, str(told).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"its dtype is {told!r}, but should be one of torch's, such as 'bfloat16'")
+    return found

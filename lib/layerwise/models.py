@@ -171,6 +171,7 @@ def _config(folder: Path) -> dict:
         raise DamagedModel(f"{folder} is no model: it has no config.json (a model folder also has model.safetensors)")
     try:
         config, _ = PretrainedConfig.get_config_dict(folder)
+        devices.stored(config)
     except (OSError, ValueError) as error:
         raise DamagedModel(f"{folder / 'config.json'} is not a configuration: {error}") from error
     return config
