@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,20 @@ def test_provenance_names_versions_commit_and_machine_and_nobody():
     text = json.dumps(known)
     assert os.uname().nodename not in text and str(Path.home()) not in text
     assert None not in known.values() and "" not in known.values()
+
+
+def test_changed_code_makes_provenance_dirty_and_changed_rows_do_not(tmp_path, monkeypatch):
+    for file in (code := tmp_path / "lib" / "__init__.py", rows := tmp_path / "results" / "rows.csv"):
+        file.parent.mkdir()
+        file.write_text("1")
+    me = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*me, "commit", "-qm", "all"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(results, "__file__", str(code))
+    rows.write_text("2")
+    assert results.provenance()["dirty"] is False
+    code.write_text("2")
+    assert results.provenance()["dirty"] is True
 
 
 def test_committed_rows_come_back_as_they_were(tmp_path):

@@ -151,7 +151,10 @@ def _cpu():
 
 
 def _commit():
-    """Commit of the checkout that this library runs from, and whether its tracked files were changed since."""
+    """Commit of the checkout that this library runs from, and whether its tracked files were changed since.
+
+    Rows don't count: of two tables that a run writes, the first doesn't make the second one's code another.
+    """
     here = Path(__file__).parent
 
     def git(*command):
@@ -160,6 +163,7 @@ def _commit():
     try:
         # A package installed inside some other checkout (a virtual environment in it) is not part of that one.
         git("ls-files", "--error-unmatch", "__init__.py")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return {}
