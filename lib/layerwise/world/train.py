@@ -1,9 +1,9 @@
 """Train a member of the embedded family: `python -m layerwise.world.train 6L`.
 
 The run resumes where it was when the same command is given again, also after SIGKILL, and then ends with exactly the
-weights of an uninterrupted run (same machine, same number of threads). On a CPU one thread per model, and as many
-models side by side as there are cores, is fastest; jemalloc, where it is installed, helps, and helps more if it keeps
-what one step frees and the next takes again (`LD_PRELOAD=libjemalloc.so.2
+weights of an uninterrupted run (same machine, same number of threads). Several models are trained side by side, with
+one thread each, as fast as one after the other with all cores by `--threads`. jemalloc, where it is installed, helps,
+and helps more if it keeps what one step frees and the next takes again (`LD_PRELOAD=libjemalloc.so.2
 MALLOC_CONF=thp:always,oversize_threshold:0,lg_extent_max_active_fit:10,dirty_decay_ms:-1,muzzy_decay_ms:-1`).
 
 The schedule is warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395): as long as the final decay has not begun, a
@@ -17,6 +17,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -36,8 +37,16 @@ WEIGHTS = Path(__file__).parent / "weights"
 IGNORED = -100  # cross_entropy leaves targets of this value out
 
 
+def products(device: torch.device) -> torch.dtype:
+    """The dtype that a step computes in: bfloat16, but float32 on a CPU that would only emulate bfloat16."""
+    able = torch.cpu.get_capabilities()
+    if device.type == "cpu" and not (able.get("amx_bf16") or able.get("avx512_bf16")):
+        return torch.float32
+    return torch.bfloat16
+
+
 class Run:
-    """One training run: bf16 weights that compute, float32 masters that learn, the log, and where it has got to.
+    """One training run: weights rounded to bf16 that compute, float32 masters that learn, the log, and its position.
 
     Resumes from `folder` if there is a checkpoint in it. Raises ValueError if that is a checkpoint of something else.
     """
@@ -48,10 +57,10 @@ class Run:
         self.sums = [0.0, 0.0, 0.0]  # loss, floor, gradient norm since the last line of the log
         model = build(recipe, seed).to(self.device)
         self.masters = {name: weight.detach().clone().requires_grad_() for name, weight in model.named_parameters()}
-        self.model = model.to(torch.bfloat16)
+        self.model = model.to(products(self.device))
         self.loss = torch.compile(self._loss) if compiled else self._loss
-        # four rows at a time stay in a core's second-level cache; an accelerator wants all of them at once
-        self.rows_at_once = 4 if self.device.type == "cpu" else recipe.batch
+        # four rows at a time stay in each core's second-level cache; an accelerator wants all of them at once
+        self.rows_at_once = 4 * torch.get_num_threads() if self.device.type == "cpu" else recipe.batch
         self.optimizers = optimizers(recipe, self.masters)
         tokens, floor = rows("test", recipe.test_rows, recipe.length)
         self.test, self.test_floor = torch.from_numpy(tokens.astype("int64")), floor.mean() / (recipe.length - 1)
@@ -107,7 +116,7 @@ class Run:
         """A plain Hugging Face folder: bf16 weights, tokenizer, `training.json`, `loss.csv`; replaces what is there."""
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
-        self.model.save_pretrained(part)
+        deepcopy(self.model).to(torch.bfloat16).save_pretrained(part)  # float32 weights have been rounded already
         for file in TOKENIZER.glob("*.json"):
             shutil.copy(file, part)
         # the log's floors are as old as its lines; that of the test text is counted anew and goes into the facts
@@ -123,6 +132,7 @@ class Run:
             "test_loss": last["test_loss"],
             "test_floor": self.test_floor,
             "seconds": round(self.seconds),
+            "products": str(self.model.dtype).removeprefix("torch."),
         }
         (part / "training.json").write_text(json.dumps(facts | provenance() | notes, indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
@@ -138,7 +148,8 @@ class Run:
 
     @torch.no_grad()
     def _round(self):
-        torch._foreach_copy_(list(self.model.parameters()), list(self.masters.values()))
+        shipped = [master.to(torch.bfloat16) for master in self.masters.values()]
+        torch._foreach_copy_(list(self.model.parameters()), shipped)
 
     def _log_line(self, rate):
         recipe, count = self.recipe, (self.step - 1) % self.recipe.log_every + 1
@@ -260,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the text (default: 0)")
     parser.add_argument("--tokens", type=float, help="such as 4e7 (default: the recipe's); may change until the decay")
     parser.add_argument("--out", type=Path, help="folder of the run (default: training/NAME-sSEED)")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1, the fastest for a model)")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1)")
     parser.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
     parser.add_argument("--eager", action="store_true", help="without torch.compile: slower, but needs no C++ compiler")
     parser.add_argument(
