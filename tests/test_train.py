@@ -86,6 +86,25 @@ def test_micro_batches_sum_to_the_batch(tmp_path):
     assert parts[2] == pytest.approx(full[2], rel=1e-2)
 
 
+def test_cpus_that_only_emulate_bfloat16_compute_in_float32(monkeypatch, tmp_path):
+    runs = {}
+    for name, able in {"emulated": {}, "amx_bf16": {"amx_bf16": True}, "avx512_bf16": {"avx512_bf16": True}}.items():
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        runs[name] = tiny(tmp_path / name, steps=10)
+    dtypes = {name: run.model.dtype for name, run in runs.items()}
+    assert dtypes == {"emulated": torch.float32, "amx_bf16": torch.bfloat16, "avx512_bf16": torch.bfloat16}
+    losses = {name: [line["loss"] for line in run.log] for name, run in runs.items()}
+    assert losses["emulated"] != losses["amx_bf16"]
+    assert losses["emulated"] == pytest.approx(losses["amx_bf16"], abs=0.02)
+    for weight, master in zip(runs["emulated"].model.parameters(), runs["emulated"].masters.values(), strict=True):
+        assert torch.equal(weight, master.bfloat16().float())  # the loss is of the weights that would be shipped
+    runs["emulated"].export(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "training.json").read_text())["products"] == "float32"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto").dtype == torch.bfloat16
+    again = tiny(tmp_path / "emulated", steps=15)  # goes on where float32 left it
+    assert again.model.dtype == torch.bfloat16 and [line["step"] for line in again.log] == [5, 10, 15]
+
+
 def test_schedule_is_warmup_stable_decay():
     rates = [train.learning_rate(TINY, step) for step in range(TINY.steps)]
     assert rates[0] == TINY.learning_rate / 5
