@@ -71,6 +71,13 @@ def test_saving_replaces_a_model_but_nothing_else(saved, tmp_path):
     lw.save(tiny(seed=1), saved)
     assert torch.equal(lw.load(saved, device="cpu")[0].lm_head.weight, tiny(seed=1).lm_head.weight)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]  # no temporary folder is left
+    (saved / "checkpoint-500").mkdir()  # as the Trainer of transformers leaves it
+    with pytest.raises(ValueError, match=r"more than a model, which would be lost \(checkpoint-500\): choose another"):
+        lw.save(tiny(seed=2), saved)
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "config.json").write_text('{"port": 80}')
+    with pytest.raises(ValueError, match="app exists and is not a model: choose another folder"):
+        lw.save(tiny(seed=2), tmp_path / "app")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "todo.txt").write_text("water the plants")
     with pytest.raises(ValueError, match="notes exists and is not a model: choose another folder"):

@@ -8,20 +8,20 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig, PretrainedConfig
 from transformers.utils import logging
 
-from layerwise import devices, hub
+from layerwise import devices, folders, hub
 from layerwise.architectures import architecture, blocks
+from layerwise.folders import DamagedModel
 from layerwise.quantization import checkpoint, gptq, packed
 
 WEIGHTS = Path(__file__).parent / "world" / "weights"
@@ -30,10 +30,6 @@ PREFIX = "embedded/"
 
 class UnknownModel(ValueError):
     """A name that is no embedded model, no local folder and nothing on the Hub."""
-
-
-class DamagedModel(ValueError):
-    """A folder that lacks part of a model, or whose weights can't be read or computed with."""
 
 
 def embedded() -> list[str]:
@@ -100,7 +96,7 @@ def configuration(name, revision=None) -> PretrainedConfig:
     """
     name = os.fspath(name)
     folder = _folder(name) or _asked(name, lambda: hub.config(name, revision)).parent
-    architecture(_config(folder).get("model_type", ""))
+    architecture(folders.config(folder).get("model_type", ""))
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
@@ -117,7 +113,7 @@ def save(model, path, tokenizer=None) -> Path:
     It is written beside `path` and put in place when it is complete, so that a crash leaves no half of a model. A model
     that is there is replaced; a folder that holds something else is an error.
     """
-    with put_in_place(Path(path)) as new:
+    with folders.put_in_place(Path(path)) as new:
         with _reports(bars=False):
             if packed(model):
                 checkpoint.write(model, new)
@@ -130,51 +126,15 @@ def save(model, path, tokenizer=None) -> Path:
     return Path(path).expanduser().absolute()
 
 
-@contextmanager
-def put_in_place(path: Path) -> Iterator[Path]:
-    """A folder to write a model to, that takes the place of `path` when all of it is written.
-
-    Raises ValueError if something is there that is no model.
-    """
-    path = path.expanduser().absolute()
-    check_target(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-        new = Path(temporary) / "new"
-        yield new
-        if path.exists():
-            path.rename(Path(temporary) / "old")  # a folder can't be replaced in one step
-        new.rename(path)
-
-
-def check_target(path: Path) -> None:
-    """Raise ValueError if something is at `path` that is no model."""
-    path = path.expanduser()
-    if path.exists() and not (path.is_dir() and ((path / "config.json").exists() or not any(path.iterdir()))):
-        raise ValueError(f"{path} exists and is not a model: choose another folder")
-
-
 def checked(name: str, revision: str | None = None) -> tuple[Path, dict, list[str]]:
     """The folder of a model by its name as `load` takes it, downloaded if need be; its configuration; and the files of
     its weights if they are packed. Raises what `load` does before weights are read."""
     folder = _folder(name) or _from_hub(name, revision)
-    config = _config(folder)
+    config = folders.config(folder)
     ours = _own_files(config)
     if not ours:
-        _check_files(folder)
+        folders.places(folder)
     return folder, config, ours
-
-
-def _config(folder: Path) -> dict:
-    """What config.json of a folder says; raises DamagedModel if it's none."""
-    if not (folder / "config.json").exists():
-        raise DamagedModel(f"{folder} is no model: it has no config.json (a model folder also has model.safetensors)")
-    try:
-        config, _ = PretrainedConfig.get_config_dict(folder)
-        devices.stored(config)
-    except (OSError, ValueError) as error:
-        raise DamagedModel(f"{folder / 'config.json'} is not a configuration: {error}") from error
-    return config
 
 
 def _folder(name: str) -> Path | None:
@@ -197,7 +157,7 @@ def _folder(name: str) -> Path | None:
 
 def _bytes(folder: Path, config: dict, dtype) -> float:
     """Bytes of the weights of a folder in memory, in `dtype`."""
-    as_stored = sum((folder / file).stat().st_size for file in _weight_files(folder))
+    as_stored = sum((folder / file).stat().st_size for file in set(folders.places(folder).values()))
     stored = devices.stored(config)
     return as_stored if dtype == "auto" or stored is None else as_stored * dtype.itemsize / stored.itemsize
 
@@ -240,30 +200,6 @@ def _unknown(name: str, also: str = "") -> str:
         "folder with config.json and model.safetensors works too, and so does a Hub id such as 'organisation/model' "
         "where the Hub can be reached"
     )
-
-
-def _check_files(folder: Path) -> None:
-    """Raise DamagedModel, before anything large is read, if weights of the model are missing or cut off."""
-    for file in _weight_files(folder):
-        if not (folder / file).exists():
-            pickled = next(folder.glob("*.bin"), None)
-            hint = f"; {pickled.name} is a pickle, which is not read: convert it to safetensors" if pickled else ""
-            raise DamagedModel(f"{folder} is no complete model: it has no {file}{hint}")
-        try:
-            with safe_open(folder / file, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise DamagedModel(f"{folder / file} is damaged or not safetensors ({error}): get it anew") from error
-
-
-def _weight_files(folder: Path) -> list[str]:
-    """Names of the files with the weights, as the index has them; raises DamagedModel if it's no index."""
-    index = folder / hub.INDEX
-    try:
-        files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-    except (ValueError, KeyError, AttributeError) as error:
-        raise DamagedModel(f"{index} is not an index of weight files: {error!r}") from error
-    return sorted(files)
 
 
 def _read(folder: Path, dtype, device: torch.device | str, quiet: bool, **options):

@@ -25,7 +25,8 @@ from layerwise import hub, slicing
 from layerwise.architectures import architecture, blocks
 from layerwise.compression import check_plan, check_quantizer
 from layerwise.devices import accelerator, finite
-from layerwise.models import DamagedModel, check_target, checked, configuration, put_in_place
+from layerwise.folders import DamagedModel, check_target, places, put_in_place
+from layerwise.models import checked, configuration
 from layerwise.plans import Plan
 from layerwise.pruning import remove_blocks
 from layerwise.quantization import checkpoint
@@ -118,14 +119,8 @@ class _Weights:
     """The tensors of a checkpoint, read one by one."""
 
     def __init__(self, folder: Path):
-        index = folder / hub.INDEX
-        self.folder = folder
+        self.folder, self.places = folder, places(folder)
         self.stored_as: dict[str, str] = {}  # of tied tensors, the name under which they are there
-        if index.exists():
-            self.places = json.loads(index.read_text())["weight_map"]
-        else:
-            with safe_open(folder / "model.safetensors", framework="pt") as file:
-                self.places = dict.fromkeys(file.keys(), "model.safetensors")
 
     def check(self, model: nn.Module) -> None:
         """Raise DamagedModel unless each tensor of the model is there, and nothing else."""
