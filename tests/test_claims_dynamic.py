@@ -55,6 +55,13 @@ def test_too_little_data_can_not_tell(few):
         (lambda rows: rows[(rows["plan"] != "by LIM") | (rows["draw"] > 0)], "must have the same draws and windows"),
         (lambda rows: pd.concat([rows, rows[:1]]), "uniform has more than one row for a draw and window"),
         (lambda rows: rows.assign(loss=rows["loss"].where(rows.index > 0)), "uniform must have a finite loss"),
+        (lambda rows: rows.assign(loss=rows["loss"].where(rows["plan"] != "random")), "random must have a finite loss"),
+        (
+            lambda rows: rows[(rows["plan"] != "random") | (rows["window"] > 0)],
+            "random must have the windows of by LIM",
+        ),
+        (lambda rows: rows[:-1], "random must have a finite loss for every sample and window"),
+        (lambda rows: rows.assign(draw=rows["draw"] + (rows["plan"] == "random")), "random must have the windows"),
     ],
 )
 def test_malformed_rows(change, message):

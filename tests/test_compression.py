@@ -19,12 +19,24 @@ from families import (
     tiny,
     uneven,
 )
-from layerwise import damage
+from layerwise import damage, results
 from layerwise.architectures import UnsupportedArchitecture, blocks
 from layerwise.plans import Layer, Plan
 from layerwise.rotation import Gram
 
 TOKENS = random_tokens(8, 12)
+
+
+def bits(model, width):
+    return lw.plans.bits(lw.shape(model), [0] * len(blocks(model)), len(blocks(model)), 8, width)
+
+
+def half_wide(model):
+    return lw.plans.constant_slices(lw.shape(model), 0.5)
+
+
+def first_two(model):
+    return lw.plans.drop(lw.shape(model), [3, 2, 1], 1)
 
 
 def state(model):
@@ -52,6 +64,14 @@ def test_slices_share_no_memory_with_the_dense_model_or_the_bases(family):
     for parameter in shared.rotated.bfloat16().parameters():
         parameter.zero_()
     assert unchanged(model, before) and logits(model).equal(said) and logits(second).equal(expected)
+
+
+@pytest.mark.parametrize("plan", [half_wide, lambda model: bits(model, 4), lambda model: bits(model, 2), first_two])
+def test_a_compressed_model_is_no_longer_that_of_its_commit(plan):
+    model = tiny()
+    model.config._commit_hash = "abc"
+    small = lw.compress(model, plan(model), TOKENS)
+    assert results.fingerprint(model) == "abc" != results.fingerprint(small) != results.fingerprint(tiny())
 
 
 @pytest.mark.parametrize("calibration", CALIBRATIONS)

@@ -309,6 +309,22 @@ def test_settings_that_no_matrix_can_have(settings):
         Outliers(**settings)
 
 
+def test_a_quantizer_of_ones_own_gets_the_outliers_of_the_plan(tmp_path):
+    got = []
+
+    class Own(lw.quantization.RTN):
+        def __call__(self, model, bits, tokens=None, outliers=None):
+            got.append(outliers)
+            return super().__call__(model, bits, tokens)
+
+    plan = planned(2, 2, 2, outliers=(0.1, None, None))
+    for inplace in (False, True):
+        lw.compress(tiny(), plan, quantizer=Own(), inplace=inplace)
+    assert got == [[0.1, None, None]] * 2
+    with pytest.raises(ValueError, match="needs the whole model in memory"):
+        lw.compress_checkpoint(lw.save(tiny(), tmp_path / "dense"), tmp_path / "small", plan, quantizer=Own())
+
+
 def test_only_a_quantizer_that_counts_outliers_predicts_their_size():
     shape, plan = lw.shape(tiny()), planned(2, 2, 2, outliers=(0.1, None, None))
     for stored in (None, lw.quantization.RTN().stored):

@@ -185,6 +185,24 @@ def test_what_is_stored_is_what_average_bits_and_group_size_say(name, lowered, t
     assert bytes_in(tmp_path / "small") == pytest.approx(plan.predicted_bytes(shape, quantizer.stored), rel=0.1)
 
 
+def test_the_size_of_a_model_that_was_sliced_before_is_predicted():
+    model = half(tiny(**EVEN["llama"]))
+    narrow = lw.compress(model, slices(16, 32, 16), TOKENS)
+    plan = mixed(narrow)
+    size = lw.size(lw.compress(narrow, plan)).bytes
+    assert plan.predicted_bytes(lw.shape(narrow)) == pytest.approx(size, rel=1e-3)
+    assert plan.effective_bits(lw.shape(narrow)) > 0
+
+
+def test_what_generation_was_told_comes_back(tmp_path):
+    model = tiny()
+    told = model.generation_config
+    told.eos_token_id, told.do_sample, told.top_k = [3, 5], True, 7
+    small = lw.save(lw.compress(model, mixed(model)), tmp_path / "small")
+    back = lw.load(small, device="cpu")[0].generation_config
+    assert (back.eos_token_id, back.top_k) == ([3, 5], 7)
+
+
 @pytest.mark.parametrize("name", ["rtn", "gptq"])
 def test_a_sliced_model_is_quantized_in_the_widths_of_its_slices(name, tmp_path):
     model = half(tiny(**EVEN["llama"]))

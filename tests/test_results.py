@@ -86,6 +86,15 @@ def test_rows_are_saved_as_csv_only(tmp_path):
         results.save_rows(pd.DataFrame(), tmp_path / "rows.json")
 
 
+def test_rows_that_do_not_say_of_which_runs_they_are_are_not_known(tmp_path):
+    rows = pd.DataFrame({"model": ["m"], "value": [1.0]})
+    results.save_rows(rows, tmp_path / "rows.csv")
+    made = results.known_rows(tmp_path / "rows.csv", {"m": {"n": 1}}, lambda: rows.assign(value=2.0))
+    assert made["value"].to_list() == [2.0]
+    results.known_rows(tmp_path / "rows.csv", {"m": {"n": 1}}, lambda: rows.assign(value=3.0), renew=True)
+    assert results.load_rows(tmp_path / "rows.csv")["value"].to_list() == [3.0]
+
+
 def test_rows_that_do_not_say_whence_are_not_added(tmp_path):
     rows = pd.DataFrame({"model": ["a"], "y": [1]})
     results.save_rows(rows, tmp_path / "quick.csv")

@@ -73,6 +73,16 @@ def test_padding_does_not_count(family, side):
     assert abs(found - scores.lim(model, tokens)).max() > 1e-4  # and it does matter here
 
 
+def test_windows_of_padding_alone_are_no_windows():
+    model, tokens = tiny(), random_tokens(6, 10)
+    mask = torch.ones_like(tokens)
+    mask[3:] = 0
+    some, few = scores.statistics(model, tokens, mask), scores.statistics(model, tokens[:3])
+    for of_all, of_real in ((some.lim, few.lim), (some.rms("read"), few.rms("read"))):
+        np.testing.assert_allclose(of_all.low, of_real.low, atol=1e-6)
+    assert np.isnan(some[2:].lim.low).all(), "one window has no spread, whatever stands beside it"
+
+
 def test_last_block_is_read_before_the_final_norm():
     model, tokens = tiny(), random_tokens()
     block = blocks(model)[-1]

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from layerwise.store import Store
 
 
 def points(n=3):
@@ -98,6 +99,29 @@ def test_functions_are_fields_known_by_their_source(tmp_path):
         return 11
 
     assert lw.sweep([{"score": ones}], run, store=tmp_path).y.to_list() == [11]
+
+
+def test_functions_are_told_apart_by_what_they_bring_along(tmp_path):
+    def closing(k):
+        def score():
+            return k() if callable(k) else k
+
+        return score
+
+    def run(point):
+        return {"y": point["score"]()}
+
+    def sweep(*scores):
+        return lw.sweep([{"score": score} for score in scores], run, store=tmp_path).y.to_list()
+
+    assert sweep(closing(1), closing(2)) == [1, 2]
+    assert sweep(closing(3), closing(closing(4)), closing(closing(5))) == [3, 4, 5]
+    assert sweep(*(lambda k=k: k for k in range(2)), *(lambda *, k=k: k for k in range(2))) == [0, 1, 0, 1]
+    assert len(list(tmp_path.glob("*.json"))) == 9
+    with pytest.raises(ValueError, match="score brings along what a point can't hold: .* is a object"):
+        sweep(closing(object()))
+    with pytest.raises(ValueError, match="belongs to an object, which its source doesn't tell"):
+        sweep(Store(tmp_path, "").check_writable)
 
 
 def test_a_failed_point_is_a_row_and_is_tried_again(tmp_path):

@@ -67,7 +67,10 @@ def compress(
         model, inplace = slicing.slice_model(model, plan, tokens, mask, batch, inplace), True
     elif plan.slices:
         model, inplace = slicing.truncate(calibration, plan), True
-    return quantize(model, tokens, inplace) if quantize else model
+    if quantize:
+        model = quantize(model, tokens, inplace)
+    model.config._commit_hash = None  # it is no longer what that commit has
+    return model
 
 
 def _check_slicing(model, plan, tokens, calibration, mask, batch, inplace) -> None:
@@ -118,7 +121,7 @@ def check_quantizer(model, quantizer, plan, tokens, mask) -> Callable | None:
     def quantize(model, tokens, inplace):
         if inplace:
             return quantizer(model, bits, tokens=tokens, **more)
-        if not hasattr(quantizer, "block"):
+        if more or not hasattr(quantizer, "block"):
             return quantizer(copy.deepcopy(model), bits, tokens=tokens, **more)
         # Block by block, so that beside the model and the result there is one copied block at a time.
         done = zip(blocks(model), each_block(quantizer, model, bits, copies=True), strict=True)

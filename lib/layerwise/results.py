@@ -41,7 +41,11 @@ def provenance() -> dict:
 
 
 def fingerprint(model) -> str:
-    """What tells a model from another of the same name: its commit on the Hub, else a digest of its weights."""
+    """What tells a model from another of the same name: its commit on the Hub, else a digest of its weights.
+
+    What `lw.compress` makes of a model of the Hub has no commit. One that was changed in memory otherwise, by training
+    say, still has: set `model.config._commit_hash = None` then.
+    """
     if commit := getattr(model.config, "_commit_hash", None):
         return commit
     digest = hashlib.sha256()
@@ -75,7 +79,7 @@ def known_rows(
     """
     path = Path(path)
     before = load_rows(path) if path.exists() else pd.DataFrame({"model": []})
-    told = before.attrs.get("provenance", {"runs": {}})["runs"]
+    told = before.attrs.get("provenance", {}).get("runs", {})
     if not renew:
         if all(run.items() <= told.get(model, {}).items() for model, run in runs.items()):
             return before[before["model"].isin(list(runs))].reset_index(drop=True)
@@ -108,7 +112,7 @@ def _put(path: Path, rows: pd.DataFrame, runs: Mapping[str, Mapping]) -> None:
     before, told = pd.DataFrame({"model": []}), {}
     if path.exists():  # read only now: another process may have added models in the hours that the rows took
         before = load_rows(path)
-        told = before.attrs.get("provenance", {"runs": {}})["runs"]
+        told = before.attrs.get("provenance", {}).get("runs", {})
     others = before[~before["model"].isin(list(runs))]
     told = {model: run for model, run in told.items() if model in set(others["model"])}
     save_rows(pd.concat([others, rows], ignore_index=True), path, runs=told | dict(runs))

@@ -73,21 +73,26 @@ class Statistics:
     def lim(self) -> Measured:
         """Layer input modification: minus the mean cosine over all tokens."""
         value, error = self._mean(self.cosine)
-        return Measured(-value, error, len(self.tokens) - 1)
+        return Measured(-value, error, self._windows - 1)
 
     def rms(self, which: str) -> Measured:
         """Root mean square of a coordinate of the residual stream `[L]`: `which` is "read", "written" or "change"."""
         value, error = self._mean(getattr(self, which))
         root = np.sqrt(value)
         error = np.divide(error, 2 * root, out=np.zeros_like(error), where=root > 0)
-        return Measured(root, error, len(self.tokens) - 1)
+        return Measured(root, error, self._windows - 1)
+
+    @property
+    def _windows(self) -> int:
+        """How many windows have a token; one of padding alone tells nothing."""
+        return int(np.count_nonzero(self.tokens))
 
     def _mean(self, of_windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean over tokens and its standard error over windows, that of a ratio estimate: `[L, n] -> [L], [L]`.
 
         Windows weigh by their tokens. With equally long windows this is the usual standard error of a mean.
         """
-        n = len(self.tokens)
+        n = self._windows
         weights = self.tokens / self.tokens.sum()
         value = of_windows @ weights
         if n < 2:

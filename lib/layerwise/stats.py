@@ -29,24 +29,24 @@ def standard_error(values) -> np.ndarray:
     return values.std(axis=-1, ddof=1) / np.sqrt(n)
 
 
-def half_width(error, degrees: float, confidence: float = 0.95):
-    """How far Student's t interval reaches to each side of a value with this standard error, number or array.
+def half_width(error, degrees: float):
+    """How far Student's t 95 % interval reaches to each side of a value with this standard error, number or array.
 
     `degrees` are the degrees of freedom of the error, one less than the independent values that it was estimated from;
     with fewer than one the reach is unknown, NaN. An error that is known exactly has infinitely many.
     """
-    return distributions.t.ppf((1 + confidence) / 2, degrees) * error
+    return distributions.t.ppf(0.975, degrees) * error
 
 
-def mean(values, confidence: float = 0.95) -> Estimate:
-    """Mean of independent values `[n]` with Student's t interval; for differences, pass the paired differences."""
+def mean(values) -> Estimate:
+    """Mean of independent values `[n]` with Student's 95 % interval; for differences, pass the paired differences."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"expected one value per window, an array [n] with n > 0, but got the shape {values.shape}")
     value = float(values.mean())
     if values.size < 2:
         return Estimate(value, float("nan"), float("nan"))
-    reach = float(half_width(standard_error(values), values.size - 1, confidence))
+    reach = float(half_width(standard_error(values), values.size - 1))
     return Estimate(value, value - reach, value + reach)
 
 
@@ -132,8 +132,8 @@ def holm(p_values) -> np.ndarray:
     return np.minimum(adjusted, 1)
 
 
-def bootstrap_interval(value: float, resampled, units: int, confidence: float = 0.95) -> Estimate:
-    """A value with the percentile interval of its bootstrap `[times]`, expanded for few units.
+def bootstrap_interval(value: float, resampled, units: int) -> Estimate:
+    """A value with the 95 % percentile interval of its bootstrap `[times]`, expanded for few units.
 
     Plain percentiles are too narrow, as a normal interval with n in place of n - 1 would be: with 5 units they cover
     85 % in place of 95 %. The percentiles taken here are those that give Student's t interval where the bootstrap is
@@ -142,7 +142,7 @@ def bootstrap_interval(value: float, resampled, units: int, confidence: float = 
     """
     if units < 2:
         return Estimate(float(value), float("nan"), float("nan"))
-    reach = half_width(np.sqrt(units / (units - 1)), units - 1, confidence)
+    reach = half_width(np.sqrt(units / (units - 1)), units - 1)
     # Where some are infinite there is nothing between them: a value that was drawn, not one in between.
     method = "linear" if np.isfinite(resampled).all() else "nearest"
     low, high = np.quantile(resampled, distributions.norm.cdf([-reach, reach]), method=method)

@@ -36,9 +36,7 @@ class Store:
 
     def file(self, point: Mapping) -> Path:
         """Where the rows of a point are, or will be."""
-        text = json.dumps(
-            point, sort_keys=True, default=lambda value: source(value) if callable(value) else plain(value)
-        )
+        text = json.dumps(point, sort_keys=True, default=_known_by)
         name = hashlib.sha256("\n".join([_library(), self.code, text]).encode()).hexdigest()[:32]
         return self.folder / f"{name}.json"
 
@@ -116,6 +114,20 @@ def source(function: Callable | None) -> str:
             f"the source of {function!r} can't be read, so a changed version of it couldn't be told from this one: "
             "pass a function that is defined in a notebook cell or a file"
         ) from error
+
+
+def _known_by(value):
+    """What tells a field of a point from others: of a function its source, and the values that it brings along."""
+    if not callable(value):
+        return plain(value)
+    if inspect.ismethod(value):
+        raise ValueError(f"{value.__qualname__} belongs to an object, which its source doesn't tell: give a function")
+    cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+    brought = [cells, getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None)]
+    try:
+        return [source(value), json.dumps(brought, sort_keys=True, default=_known_by)]
+    except TypeError as error:
+        raise ValueError(f"{value.__qualname__} brings along what a point can't hold: {error}") from error
 
 
 def plain(value):

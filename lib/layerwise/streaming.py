@@ -64,7 +64,8 @@ def compress_checkpoint(
     device = torch.device(accelerator() if device == "auto" else device)
     model, quantizer = _empty(config), by_name(quantizer)
     check_plan(model, plan)
-    if check_quantizer(model, quantizer, plan, tokens, mask) and not hasattr(quantizer, "block"):
+    alone = hasattr(quantizer, "block") and all(layer.outliers is None for layer in plan.kept)
+    if check_quantizer(model, quantizer, plan, tokens, mask) and not alone:
         name = getattr(quantizer, "name", "this quantizer")
         raise ValueError(f"{name} needs the whole model in memory: take lw.compress, or 'rtn', 'quanto' or 'hqq'")
     if plan.slices:

@@ -34,13 +34,15 @@ def q2(rows: pd.DataFrame, plan: str, uniform: str = "uniform", random: str = "r
         raise ValueError(f"Q2 is on one model, but the rows are of {', '.join(map(str, models)) or 'none'}")
     if absent := [name for name in (plan, uniform, random) if name not in set(rows["plan"])]:
         raise ValueError(f"no row has the plan {absent[0]!r}; there is {', '.join(rows['plan'].unique())}")
-    own, even = (_by_draw(rows[rows["plan"] == name]) for name in (plan, uniform))
+    own, even = (_losses(rows[rows["plan"] == name], "draw") for name in (plan, uniform))
     if not (own.index.equals(even.index) and own.columns.equals(even.columns)):
         raise ValueError(f"{plan} and {uniform} must have the same draws and windows")
     change = percent(stats.crossed_mean((own - even).to_numpy()))
     first = rows[rows["draw"] == rows["draw"].min()]
-    losses = first[first["plan"] == random].groupby("sample")["loss"].mean()
-    chance = luck(-own.iloc[0].mean(), -losses.to_numpy())
+    by_chance = _losses(first[first["plan"] == random], "sample")
+    if not by_chance.columns.equals(own.columns):
+        raise ValueError(f"{random} must have the windows of {plan} on the first draw")
+    chance = luck(-own.iloc[0].mean(), -by_chance.mean(axis=1).to_numpy())
     verdict, why = more_than_luck(turned(change), chance, LEAST, "%")
     return Verdict(
         "Q2",
@@ -53,12 +55,11 @@ def q2(rows: pd.DataFrame, plan: str, uniform: str = "uniform", random: str = "r
     )
 
 
-def _by_draw(rows: pd.DataFrame) -> pd.DataFrame:
-    """Losses, a line per draw and a column per window."""
-    keys = ["draw", "window"]
-    if rows.duplicated(keys).any():
-        raise ValueError(f"{rows['plan'].iloc[0]} has more than one row for a draw and window")
-    found = rows.pivot(index="draw", columns="window", values="loss")
+def _losses(rows: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """Losses of one plan, a line per `unit` ("draw" or "sample") and a column per window."""
+    if rows.duplicated([unit, "window"]).any():
+        raise ValueError(f"{rows['plan'].iloc[0]} has more than one row for a {unit} and window")
+    found = rows.pivot(index=unit, columns="window", values="loss")
     if not np.isfinite(found).all(axis=None):
-        raise ValueError(f"{rows['plan'].iloc[0]} must have a finite loss for every draw and window")
+        raise ValueError(f"{rows['plan'].iloc[0]} must have a finite loss for every {unit} and window")
     return found

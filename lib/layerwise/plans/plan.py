@@ -188,6 +188,8 @@ class Plan:
 
     def _sizes(self, shape: Shape, i: int) -> list[tuple[int, int]]:
         """Rows and columns of the matrices of block i, which is kept, at the widths of the plan."""
+        if not self.slices:  # the model may have been sliced before
+            return [(matrix.rows, matrix.columns) for matrix in shape.matrices[i]]
         at = sum(layer.keep for layer in self.layers[:i])
         reads, writes = self.stream[at : at + 2]
         widths = {"read": (None, reads), "written": (reads, None), "written at the end": (writes, None)}

@@ -71,7 +71,7 @@ def check(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
         raise ValueError(f"bits must be {count} widths, one for each block of the model, not {len(bits)}")
     if strange := sorted({width for width in bits if width is not None} - set(quantizer.widths)):
         raise ValueError(
-            f"{quantizer.name} has no {', '.join(map(str, strange))} bits; it has "
+            f"{getattr(quantizer, 'name', 'the quantizer')} has no {', '.join(map(str, strange))} bits; it has "
             f"{', '.join(map(str, quantizer.widths))}, and None leaves a block as it is"
         )
 

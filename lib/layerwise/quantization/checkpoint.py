@@ -14,7 +14,8 @@ import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from layerwise.quantization.packed import (
     STATISTIC_GROUP,
@@ -90,6 +91,8 @@ def read(folder: Path) -> nn.Module:
         model.set_submodule(path, _empty(model.get_submodule(path), tensors, path, **layer))
     missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
+    if (folder / GENERATION_CONFIG_NAME).exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left or unexpected:
         raise ValueError(f"its tensors don't fit config.json: {', '.join((left + unexpected)[:3])}")
