@@ -106,7 +106,7 @@ def test_cpus_that_only_emulate_bfloat16_compute_in_float32(monkeypatch, tmp_pat
 
 
 def test_schedule_is_warmup_stable_decay():
-    rates = [train.learning_rate(TINY, step) for step in range(TINY.steps)]
+    rates = [recipes.learning_rate(TINY, step) for step in range(TINY.steps)]
     assert rates[0] == TINY.learning_rate / 5
     assert rates[5 : TINY.decay_start] == [TINY.learning_rate] * (TINY.decay_start - 5)
     assert TINY.decay_start == 32
