@@ -72,7 +72,7 @@ def test_the_interval_covers_windows_and_draws():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.drop(columns="kind"), "the rows lack kind; needed are model, kind, draw, share, w0"),
+        (lambda t: t.drop(columns="kind"), "the rows lack kind; needed are model, kind, draw, share and w0"),
         (lambda t: t[["model", "kind", "draw", "share"]], "the rows lack w0"),
         (lambda t: pd.concat([t, t]), "model 6L, kind bits, draw 0, share 0.0 is there more than once"),
         (lambda t: t.assign(w3=np.inf), "lacks a finite loss"),

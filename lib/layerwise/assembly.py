@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from layerwise import architectures, devices, evaluation
+from layerwise.compression import check_fits
 from layerwise.passes import Passes
 from layerwise.plans import Plan
 from layerwise.quantization import packed, quantizer
@@ -80,13 +81,8 @@ class Assembly:
             yield self.model
 
     def _choice(self, plan: Plan) -> tuple[int | None, ...]:
-        count, width = len(self.blocks[None]), self.model.config.hidden_size
-        if (len(plan.layers), plan.width) != (count, width):
-            raise ValueError(
-                f"the plan is for {len(plan.layers)} layers of width {plan.width}, "
-                f"the model has {count} of width {width}"
-            )
-        if plan.slices or len(plan.kept) < count or any(layer.outliers is not None for layer in plan.layers):
+        check_fits(self.model, plan)
+        if plan.slices or len(plan.kept) < len(plan.layers) or any(layer.outliers is not None for layer in plan.layers):
             raise ValueError("an assembly has blocks at several widths in bits: the plan may set bits and nothing else")
         choice = tuple(layer.bits for layer in plan.layers)
         if strange := sorted({bits for bits in choice if bits not in self.blocks}):

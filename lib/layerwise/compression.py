@@ -132,6 +132,13 @@ def check_quantizer(model, quantizer, plan, tokens, mask) -> Callable | None:
 
 def check_plan(model, plan: Plan) -> None:
     """Raise ValueError unless `plan` is one for this model, and asks for something."""
+    check_fits(model, plan)
+    if plan.head is None and all(layer == Layer() for layer in plan.layers):
+        raise ValueError("the plan sets nothing: make one with lw.plans.bits(lw.shape(model), scores, low_layers=3)")
+
+
+def check_fits(model, plan: Plan) -> None:
+    """Raise ValueError unless `plan` is one for this model."""
     if not isinstance(plan, Plan):
         raise ValueError(f"plan must be a Plan, such as lw.plans.constant_slices(lw.shape(model), 0.25), not {plan!r}")
     count, width = len(blocks(model)), model.config.hidden_size
@@ -140,5 +147,3 @@ def check_plan(model, plan: Plan) -> None:
             f"the plan is for {len(plan.layers)} layers of width {plan.width}, the model has {count} of width {width}: "
             "make the plan from lw.shape(model)"
         )
-    if plan.head is None and all(layer == Layer() for layer in plan.layers):
-        raise ValueError("the plan sets nothing: make one with lw.plans.bits(lw.shape(model), scores, low_layers=3)")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pandas as pd
 
 from layerwise import stats
-from layerwise.claims.sweeps import TIMES, check_plans, share_left
+from layerwise.claims.sweeps import TIMES, check_plans, share_left, windows_of
 from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, Verdict, counted, in_words
 from layerwise.stats import Estimate
 
@@ -33,9 +31,7 @@ def tolerated(rows: pd.DataFrame, level: float = 0.9) -> pd.DataFrame:
     if not 0 < level < 1:
         raise ValueError(f"level must be a share of the dense model's quality between 0 and 1, not {level!r}")
     keys = ["model", "kind", "draw", "share"]
-    windows = [name for name in rows if re.fullmatch(r"w\d+", str(name))]
-    if missing := [name for name in keys if name not in rows] + ["w0"] * (not windows):
-        raise ValueError(f"the rows lack {', '.join(missing)}; needed are {', '.join(keys)}, w0, w1, …")
+    windows = windows_of(rows, keys)
     if rows[keys].isna().any(axis=None) or not rows["share"].between(0, 1).all():
         raise ValueError("every row needs a model, a kind, a draw, and a share from 0 to 1")
     found = []

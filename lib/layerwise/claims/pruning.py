@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pandas as pd
 
@@ -174,10 +172,7 @@ def _stops(sizes: np.ndarray, gain: np.ndarray) -> float:
 
 def _read(rows: pd.DataFrame) -> tuple[list[str], pd.DataFrame]:
     """Names of the windows, and the rows once they are known to be of one model and complete."""
-    windows = [name for name in rows if re.fullmatch(r"w\d+", str(name))]
-    needed = ["model", "family", "pruning", "draw", "bytes", "average_bits"]
-    if missing := [name for name in needed if name not in rows] + ["w0"] * (not windows):
-        raise ValueError(f"the rows lack {', '.join(missing)}; needed are {', '.join(needed)} and w0, w1, …")
+    windows = sweeps.windows_of(rows, ["model", "family", "pruning", "draw", "bytes", "average_bits"])
     if len(models := rows["model"].unique()) != 1:
         raise ValueError(f"Q3 is on one model, but the rows are of {', '.join(map(str, models)) or 'none'}")
     sweeps.check_plans(rows, ["family", "draw", "bytes"], windows)

@@ -127,10 +127,7 @@ def read(rows: pd.DataFrame, orders: list[str]) -> Sweep:
     Raises ValueError for rows that lack a column, an order or a value, repeat a plan, are of several settings, or have
     draws of one order at different numbers of lowered blocks.
     """
-    windows = [name for name in rows if re.fullmatch(r"w\d+", str(name))]
-    needed = [*SETTING, "order", "draw", "lowered", "blocks"]
-    if missing := [name for name in needed if name not in rows] + ["w0"] * (not windows):
-        raise ValueError(f"the rows lack {', '.join(missing)}; needed are {', '.join(needed)} and w0, w1, …")
+    windows = windows_of(rows, [*SETTING, "order", "draw", "lowered", "blocks"])
     for name in [*SETTING, "blocks"]:
         if len(found := rows[name].unique()) != 1:
             raise ValueError(f"a sweep is of one {name}, but the rows have {', '.join(map(str, found)) or 'none'}")
@@ -152,6 +149,14 @@ def read(rows: pd.DataFrame, orders: list[str]) -> Sweep:
     if len(common) < 2:
         raise ValueError(f"{' and '.join(orders)} have {len(common)} numbers of lowered blocks in common, 2 are needed")
     return Sweep(setting, blocks, common, {o: loss[o][:, np.isin(lowered[o], common)] for o in orders})
+
+
+def windows_of(rows: pd.DataFrame, needed: list[str]) -> list[str]:
+    """Names of the columns w0, w1, … of test windows; raises ValueError if there are none, or a `needed` one lacks."""
+    windows = [name for name in rows if re.fullmatch(r"w\d+", str(name))]
+    if missing := [name for name in needed if name not in rows] + ["w0"] * (not windows):
+        raise ValueError(f"the rows lack {', '.join(missing)}; needed are {', '.join(needed)} and w0, w1, …")
+    return windows
 
 
 def check_plans(rows: pd.DataFrame, keys: list[str], windows: list[str]) -> None:
