@@ -71,6 +71,9 @@ def test_saving_replaces_a_model_but_nothing_else(saved, tmp_path):
     lw.save(tiny(seed=1), saved)
     assert torch.equal(lw.load(saved, device="cpu")[0].lm_head.weight, tiny(seed=1).lm_head.weight)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]  # no temporary folder is left
+    for name in ("recipe.yaml", "training_args.bin", "vocab.json"):  # of llm-compressor, of transformers
+        (saved / name).write_text("{}")
+    lw.save(tiny(seed=1), saved)
     (saved / "checkpoint-500").mkdir()  # as the Trainer of transformers leaves it
     with pytest.raises(ValueError, match=r"more than a model, which would be lost \(checkpoint-500\): choose another"):
         lw.save(tiny(seed=2), saved)

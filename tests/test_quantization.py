@@ -201,6 +201,9 @@ def test_what_generation_was_told_comes_back(tmp_path):
     small = lw.save(lw.compress(model, mixed(model)), tmp_path / "small")
     back = lw.load(small, device="cpu")[0].generation_config
     assert (back.eos_token_id, back.top_k) == ([3, 5], 7)
+    (small / "generation_config.json").write_text("{")
+    with pytest.raises(lw.models.DamagedModel, match=r"generation_config.json"):
+        lw.load(small, device="cpu")
 
 
 @pytest.mark.parametrize("name", ["rtn", "gptq"])

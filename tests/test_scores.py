@@ -81,6 +81,8 @@ def test_windows_of_padding_alone_are_no_windows():
     for of_all, of_real in ((some.lim, few.lim), (some.rms("read"), few.rms("read"))):
         np.testing.assert_allclose(of_all.low, of_real.low, atol=1e-6)
     assert np.isnan(some[2:].lim.low).all(), "one window has no spread, whatever stands beside it"
+    own = [scores.measure(mean_cosine, model, *of) for of in ((tokens, mask), (tokens[:3], mask[:3]))]
+    np.testing.assert_allclose(own[0].low, own[1].low, atol=1e-6)
 
 
 def test_last_block_is_read_before_the_final_norm():

@@ -118,6 +118,15 @@ def test_functions_are_told_apart_by_what_they_bring_along(tmp_path):
     assert sweep(closing(3), closing(closing(4)), closing(closing(5))) == [3, 4, 5]
     assert sweep(*(lambda k=k: k for k in range(2)), *(lambda *, k=k: k for k in range(2))) == [0, 1, 0, 1]
     assert len(list(tmp_path.glob("*.json"))) == 9
+
+    @torch.inference_mode()
+    def decorated():
+        return 6
+
+    def recursive(n=3):
+        return n * recursive(n - 1) if n else 1
+
+    assert sweep(decorated, recursive) == [6, 6]
     with pytest.raises(ValueError, match="score brings along what a point can't hold: .* is a object"):
         sweep(closing(object()))
     with pytest.raises(ValueError, match="belongs to an object, which its source doesn't tell"):

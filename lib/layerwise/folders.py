@@ -16,7 +16,7 @@ from layerwise import devices, hub
 
 SINGLE = "model.safetensors"  # the file of a model that has only one
 # What a saved model consists of: all that may go when another one takes its place.
-PARTS = ["config.json", "*.safetensors", hub.INDEX, *hub.BESIDE]
+PARTS = ["config.json", "*.safetensors", hub.INDEX, *hub.BESIDE, "recipe.yaml", "training_args.bin"]
 
 
 class DamagedModel(ValueError):
@@ -45,7 +45,7 @@ def places(folder: Path) -> dict[str, str]:
         return dict.fromkeys(_names(folder, SINGLE), SINGLE)
     try:
         found = dict(json.loads(index.read_text())["weight_map"])
-        files = sorted(set(found.values()))
+        files = sorted(set(map(str, found.values())))
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedModel(f"{index} is not an index of weight files: {error!r}") from error
     for file in files:

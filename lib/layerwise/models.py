@@ -34,9 +34,9 @@ class UnknownModel(ValueError):
 
 def embedded() -> list[str]:
     """Names of the models that ship with the package, small to large."""
-    folders = [path.parent for path in WEIGHTS.glob("*/config.json")]
-    blocks = {folder: json.loads((folder / "config.json").read_text())["num_hidden_layers"] for folder in folders}
-    return [PREFIX + folder.name for folder in sorted(folders, key=lambda folder: (blocks[folder], folder.name))]
+    configs = WEIGHTS.glob("*/config.json")
+    blocks = {path.parent.name: json.loads(path.read_text())["num_hidden_layers"] for path in configs}
+    return [PREFIX + name for name in sorted(blocks, key=lambda name: (blocks[name], name))]
 
 
 def load(name, device="auto", dtype="auto", revision=None):
@@ -111,7 +111,7 @@ def save(model, path, tokenizer=None) -> Path:
     that transformers reads too.
 
     It is written beside `path` and put in place when it is complete, so that a crash leaves no half of a model. A model
-    that is there is replaced; a folder that holds something else is an error.
+    that is there is replaced; a folder that holds something else, or more, is an error.
     """
     with folders.put_in_place(Path(path)) as new:
         with _reports(bars=False):
@@ -233,7 +233,7 @@ def _read_packed(folder: Path, dtype):
     try:
         with _reports(bars=False):
             model = checkpoint.read(folder)
-    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise DamagedModel(f"{folder}: {error}") from error
     if dtype != "auto":
         for parameter in model.parameters():  # its buffers, such as rotary frequencies, keep their precision

@@ -164,6 +164,9 @@ def measure(score: Callable, model, tokens: Tensor, mask: Tensor | None = None, 
     if score is lim:
         return statistics(model, tokens, mask, **options).lim
     check_mask(mask, tokens)
+    if mask is not None:  # windows of padding alone are no windows
+        some = mask.bool().any(dim=1)
+        tokens, mask = tokens[some], mask[some]
 
     def call(part, kept):
         return _checked(score(model, part, **options if kept is None else options | {"mask": kept}), score, model)

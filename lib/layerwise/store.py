@@ -122,11 +122,14 @@ def _known_by(value):
         return plain(value)
     if inspect.ismethod(value):
         raise ValueError(f"{value.__qualname__} belongs to an object, which its source doesn't tell: give a function")
-    cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
-    brought = [cells, getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None)]
+    value = inspect.unwrap(value)  # from decorators such as torch.inference_mode(), as its source is
+    cells = getattr(value, "__closure__", None) or ()
     try:
+        closed = [cell.cell_contents for cell in cells]
+        brought = [[each for each in closed if each is not value]]  # a function may call itself
+        brought += [getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None)]
         return [source(value), json.dumps(brought, sort_keys=True, default=_known_by)]
-    except TypeError as error:
+    except (TypeError, RecursionError) as error:
         raise ValueError(f"{value.__qualname__} brings along what a point can't hold: {error}") from error
 
 

@@ -48,8 +48,8 @@ def compress_checkpoint(
 
     `source` is a name as `load` takes it, `tokens`, `quantizer`, `mask` and `batch` are as in `compress`, and slicing
     is calibrated sequentially. In the dtype of the checkpoint, the tensors are those that `compress` gives, in files of
-    one block each, with the tokenizer beside them. `target` may be `source`; it appears, or is replaced, when all is
-    written. Blocks are worked on at `device`.
+    one block each, with the tokenizer beside them. `target` may be `source`, if nothing but a model is there; it
+    appears, or is replaced, when all is written. Blocks are worked on at `device`.
 
     Memory doesn't grow with the number of blocks: embeddings and head, one block before and after, and for slicing the
     hidden states of all tokens, `[n, length, D]`, and what a PCA and a rotated embedding take, in float64 and float32.

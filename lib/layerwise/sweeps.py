@@ -58,8 +58,8 @@ def sweep(
     A point that fails is a row with its fields and an `error`; the others go on, a warning at the end says which
     failed, and a rerun tries them again. One for which memory doesn't suffice is tried again at half of its field
     `batch`, if it has one, before it counts as failed; the row then has the batch that it was run with. Points are
-    settings that JSON can hold, or functions, which are known by their source, their defaults and what they close over,
-    and appear in rows by their name.
+    settings that JSON can hold, or functions, which are known by their source, and by their defaults and what they
+    close over, which JSON has to hold too; they appear in rows by their name.
 
     Several processes may sweep with one store at a time: each looks, before it runs a point here, whether another has
     finished it. Raises StoreError where rows can't be written; what was finished before is kept.

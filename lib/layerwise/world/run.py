@@ -21,11 +21,12 @@ IGNORED = -100  # cross_entropy leaves targets of this value out
 
 
 def products(device: torch.device) -> torch.dtype:
-    """The dtype that a step computes in: bfloat16, but float32 on a CPU that would only emulate bfloat16."""
-    able = torch.cpu.get_capabilities()
-    if device.type == "cpu" and not (able.get("amx_bf16") or able.get("avx512_bf16")):
-        return torch.float32
-    return torch.bfloat16
+    """The dtype that a step computes in: bfloat16, but float32 on a CPU that would only emulate it, for all torch says.
+
+    That is none but x86 with AMX or AVX-512 BF16.
+    """
+    able = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if able else torch.float32
 
 
 class Run:
