@@ -175,5 +175,7 @@ def test_table_shows_the_fields_that_are_set():
     assert lines[0] == "Plan for 3 layers of width 16: mean slice 0.0%, average bits 6.00, 1 removed"
     assert [line.split() for line in lines[1:]] == [["layer", "keep", "bits"], ["0", "8"], ["1", "4"], ["2", "False"]]
     assert plan._repr_html_().count("<tr>") == 4
+    spared = Plan((Layer(bits=4, outliers=0.1 / 3),), WIDTH)
+    assert repr(spared).split()[-3:] == ["0", "4", "0.03333"]
     cut = Plan((Layer(width=8),), WIDTH, head=12)
     assert repr(cut).splitlines()[0] == "Plan for 1 layers of width 16: mean slice 50.0%, head 12"

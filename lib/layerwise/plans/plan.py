@@ -255,8 +255,9 @@ class Plan:
         """Column names and cells: the fields that some layer sets."""
         given = [_set(layer) for layer in self.layers]
         names = [name for name in FIELDS if any(name in layer for layer in given)]
-        rows = [[str(i), *(str(layer.get(name, "")) for name in names)] for i, layer in enumerate(given)]
-        return ["layer", *names], rows
+        rows = [[layer.get(name, "") for name in names] for layer in given]
+        cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+        return ["layer", *names], [[str(i), *row] for i, row in enumerate(cells)]
 
 
 def whole(name: str, value, low: int, high: int | None) -> int | None:
