@@ -207,13 +207,15 @@ def test_accuracy_tells_orders_apart():
 def test_a_training_seed_can_weigh_nearly_as_much_as_six_blocks():
     says(
         "the one of seed 0, which the other chapters take, ended about three quarters as far from the other two as "
-        "from the one of twelve; the other two lie close to that one",
+        "from the one of twelve; the other two lie close to that one, and closer still to a second model of twelve "
+        "blocks",
         "It has learned least, and by LIM's order the most of its blocks can go down in bits",
     )
     others = np.array([gap("6L-s1"), gap("6L-s2")])
     between = gap("6L") - gap("12L")
     assert ((gap("6L") - others) / between).round(2).tolist() == [0.81, 0.72]
     assert (abs(others - gap("12L")) < 0.3 * between).all()
+    assert (abs(others - gap("12L-s1")) < abs(others - gap("12L"))).all()
     assert max(lw.models.embedded(), key=lambda path: gap(path.removeprefix("embedded/"))) == "embedded/6L"
     steps = results.load_rows(ROOT / "results" / "depth" / "steps.csv").query("kind == 'bits, LIM'")
     shares = claims.tolerated(steps).set_index("model")
