@@ -116,20 +116,28 @@ def test_accuracies_show_chance_where_it_is_known():
 
 
 def test_models_of_one_depth_stand_side_by_side_under_the_interval_of_their_mean():
-    rows = pd.DataFrame({"kind": "bits", "blocks": [6, 6, 12], "value": [20, 40, 50], "recipe": "AdamW"})
+    rows = pd.DataFrame({"kind": "bits", "blocks": [6, 6, 12], "value": [29, 31, 50], "recipe": "AdamW"})
     rows = rows.assign(low=rows["value"] - 1, high=rows["value"] + 1)
     rows = pd.concat([rows, rows[2:].assign(value=10, recipe="muon"), rows.assign(kind="slicing")])
     axes = figures.by_depth(rows, "share, %")
     assert [ax.get_title(loc="left") for ax in axes] == ["bits", "slicing"]
     means, six, twelve, _, muon = axes[0].get_lines()
     assert (list(means.get_xdata()), list(means.get_ydata())) == ([6, 12], [30, 50])
-    assert [list(dots.get_ydata()) for dots in (six, twelve, muon)] == [[20, 40], [50], [10]]
+    assert [list(dots.get_ydata()) for dots in (six, twelve, muon)] == [[29, 31], [50], [10]]
     assert np.diff(six.get_xdata()).item() > 0 and muon.get_xdata() > twelve.get_xdata()
     bars = [bar.get_segments()[0][:, 1] for bar in axes[0].collections]
-    assert list(bars[0]) == pytest.approx(stats.over_models([20, 40], [19, 39], [21, 41])[1:])
+    assert list(bars[0]) == pytest.approx(stats.over_models([29, 31], [28, 30], [30, 32])[1:])
     assert list(bars[1]) == [49, 51]
     assert [text.get_text() for text in axes[1].get_xticklabels()] == ["6", "12"]
     assert {"AdamW", "muon"} <= set(words(axes))
+
+
+def test_the_interval_of_a_depth_is_cut_at_what_is_possible():
+    rows = pd.DataFrame({"kind": "bits", "recipe": "AdamW", "blocks": [12, 12], "value": [58, 67]})
+    (ax,) = figures.by_depth(rows.assign(low=rows["value"] - 1, high=rows["value"] + 1), "share, %", (20, 100))
+    (bar,) = ax.collections[0].get_segments()
+    assert list(bar[:, 1]) == [20, 100]
+    assert ax.get_ylim()[0] == 20 and ax.get_ylim()[1] > 100
 
 
 def test_plan_bars_stack_what_is_kept_and_what_is_cut_under_the_mean():

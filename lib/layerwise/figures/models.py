@@ -58,13 +58,13 @@ def accuracies(rows: pd.DataFrame) -> list[Axes]:
     return [ax]
 
 
-def by_depth(rows: pd.DataFrame, unit: str, limits: tuple[float | None, float | None] = (0, None)) -> list[Axes]:
+def by_depth(rows: pd.DataFrame, unit: str, possible: tuple[float, float] = (0, 100)) -> list[Axes]:
     """A quantity over the depth of trained models, a dot per model, a panel per kind, a line through each depth's mean.
 
-    Rows: kind, recipe (of the training; a colour each), blocks, and value with low and high, in the `unit`. `limits`
-    are the ends of the axis, None as the data need; what lies beyond isn't shown. Where a recipe has several models of
-    a depth, the broad bar is the 95 % interval of their mean, so that it covers what training again would give; a
-    single model has its own interval, a thin bar.
+    Rows: kind, recipe (of the training; a colour each), blocks, and value with low and high, in the `unit`. Where a
+    recipe has several models of a depth, the broad bar is the 95 % interval of their mean, so that it covers what
+    training again would give; a single model has its own interval, a thin bar. `possible` is the least and the most
+    that a value can be: the axis begins there, and bars are cut there, since Student's t of two models reaches beyond.
     """
     kinds, looks = rows["kind"].unique(), looks_of(rows["recipe"])
     axes = panels(len(kinds), 1.5)
@@ -76,12 +76,13 @@ def by_depth(rows: pd.DataFrame, unit: str, limits: tuple[float | None, float | 
             ax.plot(means.index * aside, means, color=colour, lw=1)
             for blocks, alike in part.groupby("blocks"):
                 several = len(alike) > 1
-                _, low, high = over_models(alike["value"], alike["low"], alike["high"])
+                _, low, high = np.clip(over_models(alike["value"], alike["low"], alike["high"]), *possible)
                 x = blocks * aside
                 ax.vlines(x, low, high, color=colour, alpha=0.3 if several else 0.6, lw=9 if several else 1.5)
                 beside = 2 ** (0.04 * (np.arange(len(alike)) - (len(alike) - 1) / 2))
                 ax.plot(x * beside, alike["value"], ls="", marker=marker, color=colour, mec="white", mew=0.5)
-        ax.set(title=kind, ylabel=unit, ylim=limits)
+        ax.set(title=kind, ylabel=unit)
+        ax.set_ylim(bottom=possible[0])
         ax.set_xscale("log", base=2)
         depths = np.unique(rows["blocks"].to_numpy(float))
         ax.set_xticks(depths, [f"{blocks:g}" for blocks in depths])
