@@ -210,6 +210,11 @@ def test_the_interval_over_models_covers_models_and_the_text_that_they_share():
     beside = stats.over_models([2.0, 2.0], [1.0, 1.0], [1.5, 3.0])  # a value that its own interval doesn't hold
     assert beside == pytest.approx((2, 1, 2.5)) and stats.over_models([2.0], [1.0], [1.5]) == (2, 1, 1.5)
     assert np.isnan(stats.over_models([1.0, 2.0], [0.0, np.nan], [2.0, 3.0]).low)
+    assert stats.over_models([58.0, 67.0], [57.0, 66.0], [59.0, 68.0], (0, 100))[1:] == (
+        pytest.approx(5.3, abs=0.1),
+        100,
+    )
+    assert stats.over_models([90.0], [80.0], [110.0], (0, 100)) == (90, 80, 100)
     rng, covered = np.random.default_rng(0), 0
     for _ in range(1000):  # each of 3 models is 5 and its own; the error of the text is all models' and their own
         error = rng.normal(0, 0.7) + rng.normal(0, 0.7, 3)

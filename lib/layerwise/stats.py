@@ -78,23 +78,25 @@ def crossed_mean(values, confidence: float = 0.95) -> Estimate:
     return Estimate(value, value - reach, value + reach)
 
 
-def over_models(values, low, high) -> Estimate:
+def over_models(values, low, high, possible: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
     """Mean of one quantity of several trained models `[n]`, each with the 95 % interval of its evaluation.
 
     The interval covers other models of that kind and other evaluation text, which the models share: the squares of
     Student's reach over models and of the models' mean reach to that side are added, as in `crossed_mean`. The part of
     the evaluation's noise that is a model's own is in the spread between models too, so the interval errs on the wide
     side, the more so the more models there are. A single model keeps its own interval, which says nothing of others.
+    Student's t of two models reaches far: the interval is cut at the least and the most that is `possible`.
 
     Low and high are NaN where a model's are. Raises ValueError for no model, or another shape.
     """
     value, below, _ = mean(values)
     values, low, high = (np.asarray(each, np.float64) for each in (values, low, high))
     if len(values) == 1:
-        return Estimate(value, float(low[0]), float(high[0]))
+        return Estimate(value, *np.clip([low[0], high[0]], *possible).tolist())
     # a percentile interval need not hold its value: there it has no reach to that side
     down, up = (float(np.maximum(reach, 0).mean()) for reach in (values - low, high - values))
-    return Estimate(value, value - float(np.hypot(value - below, down)), value + float(np.hypot(value - below, up)))
+    reach = np.hypot(value - below, [down, up]) * [-1, 1]
+    return Estimate(value, *np.clip(value + reach, *possible).tolist())
 
 
 def crossed_p_value(values) -> float:

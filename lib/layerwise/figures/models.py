@@ -64,7 +64,7 @@ def by_depth(rows: pd.DataFrame, unit: str, possible: tuple[float, float] = (0, 
     Rows: kind, recipe (of the training; a colour each), blocks, and value with low and high, in the `unit`. Where a
     recipe has several models of a depth, the broad bar is the 95 % interval of their mean, so that it covers what
     training again would give; a single model has its own interval, a thin bar. `possible` is the least and the most
-    that a value can be: the axis begins there, and bars are cut there, since Student's t of two models reaches beyond.
+    that a value can be: bars are cut there, and the axis begins at the least.
     """
     kinds, looks = rows["kind"].unique(), looks_of(rows["recipe"])
     axes = panels(len(kinds), 1.5)
@@ -76,7 +76,7 @@ def by_depth(rows: pd.DataFrame, unit: str, possible: tuple[float, float] = (0, 
             ax.plot(means.index * aside, means, color=colour, lw=1)
             for blocks, alike in part.groupby("blocks"):
                 several = len(alike) > 1
-                _, low, high = np.clip(over_models(alike["value"], alike["low"], alike["high"]), *possible)
+                _, low, high = over_models(alike["value"], alike["low"], alike["high"], possible)
                 x = blocks * aside
                 ax.vlines(x, low, high, color=colour, alpha=0.3 if several else 0.6, lw=9 if several else 1.5)
                 beside = 2 ** (0.04 * (np.arange(len(alike)) - (len(alike) - 1) / 2))
