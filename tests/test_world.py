@@ -264,7 +264,7 @@ def test_what_was_told_last_or_most_earns_chance_in_stories():
 
 
 def test_the_right_place_follows_from_the_story():
-    """An independent reading; as in the text, few of the things are elsewhere than at first."""
+    """An independent reading; few of the things are elsewhere than at first."""
     moved = []
     for item in made("world_coreference"):
         story, _, thing = item["context"].removesuffix(" was now in the").rpartition(" The ")

@@ -66,7 +66,7 @@ def _item(rng: random.Random, context: str, right: str, wrong: list[str]) -> dic
 def coreference(rng: random.Random, world: World) -> dict:
     """Draws which guesses are to be right, then stories until they are, so that none of them earns more than chance.
 
-    As in the text, about four things in five are where they were at first, be it that somebody carried them or not.
+    About four things in five are where they were at first (in the text six in seven), carried about or not.
     """
     last_is_right, most_is_right = (rng.random() < 0.5 for _ in range(2))
     wrong: list[str] = []
