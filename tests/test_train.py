@@ -226,6 +226,17 @@ def test_export_is_a_plain_hugging_face_folder(whole, tmp_path):
     assert "explicit" not in (tmp_path / "tiny" / "config.json").read_text()
 
 
+def test_the_log_says_what_a_run_was_begun_with_and_what_changed_on_the_way(tmp_path, monkeypatch):
+    for commit, dtype, steps in (("a", torch.bfloat16, 10), ("b", torch.float32, None), ("exports only", None, None)):
+        monkeypatch.setattr("layerwise.world.run.provenance", lambda commit=commit: {"commit": commit, "cores": 2})
+        monkeypatch.setattr("layerwise.world.run.products", lambda device, dtype=dtype: dtype)
+        run = tiny(tmp_path, steps=steps)
+    run.export(tmp_path / "model")
+    facts = json.loads((tmp_path / "model" / "training.json").read_text())
+    assert (facts["commit"], facts["cores"], facts["products"]) == ("a", 2, "bfloat16")
+    assert facts["resumed"] == [{"step": 10, "products": "float32", "commit": "b"}]
+
+
 def test_a_shipped_run_can_be_checked(whole, tmp_path):
     whole.export(tmp_path / "tiny")
     table = train.check(TINY, tmp_path / "tiny", tmp_path / "again", steps=10, compiled=False)

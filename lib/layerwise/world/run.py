@@ -37,7 +37,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, seed: int, folder: Path, compiled: bool = True, device: str = "cpu"):
         self.recipe, self.seed, self.folder, self.device = recipe, seed, Path(folder), torch.device(device)
-        self.step, self.seconds, self.log = 0, 0.0, []
+        self.step, self.seconds, self.log, self.starts = 0, 0.0, [], []
         self.sums = [0.0, 0.0, 0.0]  # loss, floor, gradient norm since the last line of the log
         model = build(recipe, seed).to(self.device)
         self.masters = {name: weight.detach().clone().requires_grad_() for name, weight in model.named_parameters()}
@@ -52,6 +52,10 @@ class Run:
         self.test, self.test_floor = torch.from_numpy(tokens.astype("int64")), floor.mean() / (recipe.length - 1)
         self._resume()
         self._round()
+        # what trains from this step on: code and machine may be others than those that the run was begun with
+        self.starts.append(
+            {"step": self.step, "products": str(self.model.dtype).removeprefix("torch."), **provenance()}
+        )
 
     def train_step(self) -> None:
         """One step of the optimiser on `recipe.batch` rows that depend on the seed and the number of the step only."""
@@ -94,12 +98,15 @@ class Run:
         for name, weight in self.masters.items():
             for key, value in self._trained_by(weight).state[weight].items():
                 tensors[f"{key}.{name}"] = value
-        state = {name: getattr(self, name) for name in ("step", "seed", "seconds", "sums", "log")}
+        state = {name: getattr(self, name) for name in ("step", "seed", "seconds", "sums", "log", "starts")}
         state["recipe"] = asdict(self.recipe)
         save_checkpoint(self.folder, self.step, {k: v.cpu().contiguous() for k, v in tensors.items()}, state)
 
     def export(self, folder: Path, **notes) -> None:
-        """A plain Hugging Face folder: bf16 weights, tokenizer, `training.json`, `loss.csv`; replaces what is there."""
+        """A plain Hugging Face folder: bf16 weights, tokenizer, `training.json`, `loss.csv`; replaces what is there.
+
+        `training.json` says what the run was begun with and, in `resumed`, what was different from which step on.
+        """
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         deepcopy(self.model).to(torch.bfloat16).save_pretrained(part)  # float32 weights have been rounded already
@@ -109,6 +116,7 @@ class Run:
         log = pd.DataFrame(self.log).drop(columns=["floor", "test_floor"])
         log.to_csv(part / "loss.csv", index=False, float_format="%.6g")
         last = self.log[-1]
+        first, *later = [start for start in self.starts if start["step"] < self.step]
         facts = {
             "recipe": asdict(self.recipe),
             "seed": self.seed,
@@ -118,9 +126,13 @@ class Run:
             "test_loss": last["test_loss"],
             "test_floor": self.test_floor,
             "seconds": round(self.seconds),
-            "products": str(self.model.dtype).removeprefix("torch."),
         }
-        (part / "training.json").write_text(json.dumps(facts | provenance() | notes, indent=2) + "\n")
+        facts |= {key: value for key, value in first.items() if key != "step"} | notes
+        if later:
+            facts["resumed"] = [
+                {key: value for key, value in start.items() if first.get(key) != value} for start in later
+            ]
+        (part / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
 
@@ -168,7 +180,9 @@ class Run:
             )
         if saved.tokens != self.recipe.tokens:
             self._may_change(saved, state["step"])
-        self.step, self.seconds, self.sums, self.log = (state[k] for k in ("step", "seconds", "sums", "log"))
+        self.step, self.seconds, self.sums, self.log, self.starts = (
+            state[k] for k in ("step", "seconds", "sums", "log", "starts")
+        )
         with torch.no_grad():
             for name, weight in self.masters.items():
                 weight.copy_(tensors[f"weight.{name}"])
