@@ -105,7 +105,7 @@ class Run:
     def export(self, folder: Path, **notes) -> None:
         """A plain Hugging Face folder: bf16 weights, tokenizer, `training.json`, `loss.csv`; replaces what is there.
 
-        `training.json` says what the run was begun with and, in `resumed`, what was different from which step on.
+        `training.json` says what the run was begun with and, in `resumed`, what it went on with from which step.
         """
         part = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
@@ -129,9 +129,7 @@ class Run:
         }
         facts |= {key: value for key, value in first.items() if key != "step"} | notes
         if later:
-            facts["resumed"] = [
-                {key: value for key, value in start.items() if first.get(key) != value} for start in later
-            ]
+            facts["resumed"] = later
         (part / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
