@@ -9,7 +9,7 @@ from layerwise.claims.dynamic import q2
 from layerwise.claims.pruning import at_equal_bytes, crossing, q3
 from layerwise.claims.quantization import gains, q1, q5, q6, share_within, shares
 from layerwise.claims.slicing import against_constant, s1, s1_tasks, s2, settings
-from layerwise.claims.verdict import Verdict, table
+from layerwise.claims.verdict import Verdict, summary, table, told
 
 __all__ = [
     "Verdict",
@@ -29,6 +29,8 @@ __all__ = [
     "settings",
     "share_within",
     "shares",
+    "summary",
     "table",
+    "told",
     "tolerated",
 ]

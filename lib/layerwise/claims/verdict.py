@@ -42,6 +42,7 @@ import pandas as pd
 from layerwise.stats import Estimate
 
 HOLDS, DOES_NOT, CANNOT_TELL = "holds", "doesn't hold", "can't tell"
+SAID = {HOLDS: "holds", DOES_NOT: "doesn't hold", CANNOT_TELL: "can't be told"}  # of a claim, in a sentence
 RISK = 0.05  # of a false finding: luck taken for one, in one setting, or after correction in any setting of many
 
 
@@ -86,6 +87,20 @@ def table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
     """Verdicts as rows, one each, without the rows that they rest on: what is shown side by side, or committed."""
     names = ["claim", "model", "verdict", "effect", "low", "high", "unit", "reason"]
     return pd.DataFrame([[getattr(verdict, name) for name in names] for verdict in verdicts], columns=names)
+
+
+def told(verdicts: Iterable[Verdict]) -> str:
+    """For each verdict where the claim stands, and why."""
+    return " ".join(f"On {_models(each)} it {SAID[each.verdict]}. {each.reason}" for each in verdicts)
+
+
+def summary(verdicts: Iterable[Verdict]) -> str:
+    """Verdicts on one claim in a clause that goes on from it: "holds on 12L, 24L; can't be told on 6L"."""
+    on = {verdict: [] for verdict in SAID}
+    for each in verdicts:
+        on[each.verdict].append(_models(each))
+    told_of = (f"{SAID[verdict]} on {', '.join(names)}" for verdict, names in on.items() if names)
+    return "; ".join(told_of) or "was not judged"
 
 
 def no_worse(gain: Estimate, margin: float, unit: str) -> tuple[str, str]:
@@ -144,3 +159,7 @@ def in_words(estimate: Estimate, unit: str) -> str:
 def counted(number: int, word: str) -> str:
     """1 draw, 2 draws."""
     return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _models(verdict):
+    return verdict.model if verdict.rows["model"].nunique() == 1 else "all models together"
