@@ -296,19 +296,17 @@ def test_a_verdict_reads_as_text_and_as_html(rng):
     assert "&lt;mine&gt;" in page and "<mine>" not in page and verdict.statement in page
 
 
-def test_verdicts_are_told_in_sentences(rng):
-    rows = tidy(noise(rng))
-    by = {name: "can't tell" if name == "6L" else "holds" for name in ("6L", "12L", "24L")}
-    verdicts = [
-        lw.claims.Verdict("S1", "", verdict, 0.0, 0.0, 0.0, "%", f"So it is on {name}.", rows.assign(model=name))
-        for name, verdict in by.items()
-    ]
+def test_verdicts_are_told_in_sentences():
+    def verdict(found, *models):
+        rows = pd.DataFrame({"model": models})
+        return lw.claims.Verdict("S1", "", found, 0.0, 0.0, 0.0, "%", "For a reason.", rows)
+
+    verdicts = [verdict("can't tell", "6L"), verdict("holds", "12L"), verdict("holds", "24L")]
     assert lw.claims.summary(verdicts) == "holds on 12L, 24L; can't be told on 6L"
-    assert lw.claims.told(verdicts[:2]) == "On 6L it can't be told. So it is on 6L. On 12L it holds. So it is on 12L."
-    of_all = lw.claims.Verdict(
-        *["Q4", "", "doesn't hold", *[0.0] * 3, "points", ""], pd.concat([v.rows for v in verdicts])
-    )
-    assert lw.claims.summary([of_all]) == "doesn't hold on all models together"
+    assert lw.claims.told(verdicts[:2]) == "On 6L it can't be told. For a reason. On 12L it holds. For a reason."
+    of_all = verdict("doesn't hold", "6L", "12L", "24L", "24L")
+    assert lw.claims.summary([of_all]) == "doesn't hold on 3 models together"
+    assert lw.claims.told([of_all]) == "On 3 models together it doesn't hold. For a reason."
     assert lw.claims.summary([]) == "was not judged"
 
 

@@ -162,4 +162,5 @@ def counted(number: int, word: str) -> str:
 
 
 def _models(verdict):
-    return verdict.model if verdict.rows["model"].nunique() == 1 else "all models together"
+    number = verdict.rows["model"].nunique()
+    return verdict.model if number == 1 else f"{number} models together"
