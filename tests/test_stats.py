@@ -29,6 +29,17 @@ def test_no_window_is_an_error():
         stats.mean([])
 
 
+def test_one_more_value_lies_where_it_is_said_to_lie():
+    value, low, high = stats.another([1.0, 2.0, 3.0, 6.0])
+    reach = t.ppf(0.975, 3) * np.sqrt(14 / 3 * (1 + 1 / 4))
+    assert value == 3 and low == pytest.approx(3 - reach) and high == pytest.approx(3 + reach)
+    samples = np.random.default_rng(0).normal(2, 3, size=(2000, 4))
+    inside = [e.low <= new <= e.high for e, new in zip(map(stats.another, samples[:, :3]), samples[:, 3], strict=True)]
+    assert 0.93 < np.mean(inside) < 0.97
+    assert stats.another([0.9, 0.7], possible=(-1, 1))[2] == 1
+    assert np.isnan(stats.another([0.5])[1:]).all()
+
+
 DRAWS, WINDOWS = np.array([1.0, 2, 6]), np.array([-4.0, -1, 0, 1, 3, 7])
 
 

@@ -1,11 +1,12 @@
-"""Parts of a forward pass: what enters the blocks, and passes that begin at any block.
+"""Parts of a forward pass: what enters and leaves the blocks, and passes that begin at any block.
 
 The model's own forward does the rest, so masks, positions, final norm and head are as in any family.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 
 from torch import Tensor, nn
@@ -36,6 +37,25 @@ def entering(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> tu
     with architectures.forwards([*each, *passed_by], [record] * len(each) + [lambda hidden: hidden] * len(passed_by)):
         run(model, tokens, keep)
     return states[0], arguments
+
+
+@contextmanager
+def watching(model: nn.Module, hook: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+    """Call `hook(x, y)` with what enters and leaves each block, `[n, length, D]` each, in the order of the blocks.
+
+    The hooks are removed however the context is left.
+    """
+
+    def call(block, args, kwargs, output):
+        hook(args[0] if args else kwargs["hidden_states"], architectures.written(output))
+
+    handles = []
+    try:
+        handles += [block.register_forward_hook(call, with_kwargs=True) for block in architectures.blocks(model)]
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class Passes:

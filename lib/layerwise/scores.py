@@ -8,7 +8,6 @@ signature; `measure` gives it a standard error.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from layerwise import devices, passes, stats
-from layerwise.architectures import blocks, is_sliced, linears, written
+from layerwise.architectures import blocks, is_sliced, linears
 from layerwise.corpora import check_mask, check_tokens
 
 GROUPS = 8  # into which `measure` splits the windows for a score that it can't look into
@@ -125,7 +124,7 @@ def angular_distances(model, tokens: Tensor, mask: Tensor | None = None, batch: 
         states.extend([y] if states else [x, y])
 
     total = torch.zeros(len(blocks(model)) + 1, len(blocks(model)) + 1, dtype=torch.float64)
-    with torch.inference_mode(), _watch(model, hook):
+    with torch.inference_mode(), passes.watching(model, hook):
         for rows in _batches(model, tokens, mask, batch):
             for window, kept in enumerate(keep[rows]):
                 # One window at a time, [tokens, L + 1, D], so that float32 copies stay small.
@@ -195,7 +194,7 @@ def statistics(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8
     keep = _check(model, tokens, mask)
     found: list[Tensor] = []
     products = _Products()
-    with torch.inference_mode(), _watch(model, products.add):
+    with torch.inference_mode(), passes.watching(model, products.add):
         for rows in _batches(model, tokens, mask, batch):
             found.append(_window_means(products.taken(), keep[rows], rows.start))
     means = torch.cat(found, dim=2).numpy()  # [4, L, n]
@@ -222,22 +221,6 @@ def _batches(model, tokens, mask, batch) -> Iterator[slice]:
         rows = slice(start, start + batch)
         passes.run(model, tokens[rows].to(device), None if mask is None else mask[rows].to(device))
         yield rows
-
-
-@contextmanager
-def _watch(model, hook: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
-    """Call `hook(x, y)` after each block, in their order; the hooks are removed however the context is left."""
-
-    def call(block, args, kwargs, output):
-        hook(args[0] if args else kwargs["hidden_states"], written(output))
-
-    handles = []
-    try:
-        handles += [block.register_forward_hook(call, with_kwargs=True) for block in blocks(model)]
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Products:

@@ -99,6 +99,18 @@ def over_models(values, low, high, possible: tuple[float, float] = (-np.inf, np.
     return Estimate(value, *np.clip(value + reach, *possible).tolist())
 
 
+def another(values, possible: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
+    """Mean of independent values `[n]`, and where one more of their kind lies in 95 % of cases: a prediction interval.
+
+    It tells whether something else stands apart from them, such as a model of another recipe from several training
+    seeds of one. Student's t, for normal values; cut at the least and the most that is `possible`. Low and high are NaN
+    for a single value. Raises ValueError for no value, or another shape.
+    """
+    value, low, _ = mean(values)
+    reach = (value - low) * np.sqrt(len(values) + 1)  # of one more, whose spread is added, in place of the mean
+    return Estimate(value, *np.clip([value - reach, value + reach], *possible).tolist())
+
+
 def crossed_p_value(values) -> float:
     """Two-sided p-value of the mean of `values` `[draws, windows]` being 0: below 0.05 where `crossed_mean` excludes 0.
 
