@@ -99,16 +99,15 @@ def over_models(values, low, high, possible: tuple[float, float] = (-np.inf, np.
     return Estimate(value, *np.clip(value + reach, *possible).tolist())
 
 
-def another(values, possible: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
+def another(values) -> Estimate:
     """Mean of independent values `[n]`, and where one more of their kind lies in 95 % of cases: a prediction interval.
 
-    It tells whether something else stands apart from them, such as a model of another recipe from several training
-    seeds of one. Student's t, for normal values; cut at the least and the most that is `possible`. Low and high are NaN
-    for a single value. Raises ValueError for no value, or another shape.
+    Student's t, for normal values: give correlations on Fisher's scale, by arctanh. What lies outside is unlikely to be
+    one more of them. Low and high are NaN for a single value. Raises ValueError for no value, or another shape.
     """
     value, low, _ = mean(values)
-    reach = (value - low) * np.sqrt(len(values) + 1)  # of one more, whose spread is added, in place of the mean
-    return Estimate(value, *np.clip([value - reach, value + reach], *possible).tolist())
+    reach = (value - low) * np.sqrt(len(values) + 1)  # t s / sqrt(n) -> t s sqrt(1 + 1 / n)
+    return Estimate(value, value - reach, value + reach)
 
 
 def crossed_p_value(values) -> float:

@@ -43,10 +43,10 @@ class Run:
         self.masters = {name: weight.detach().clone().requires_grad_() for name, weight in model.named_parameters()}
         self.model = model.to(products(self.device))
         self.loss = torch.compile(self._loss) if compiled else self._loss
-        # four rows at a time stay in a core's second-level cache, if they are bfloat16 or there is one thread; threads
-        # in float32, which wait for each other at every operation, and accelerators want all of them at once
-        cached = torch.get_num_threads() == 1 or self.model.dtype == torch.bfloat16
-        self.rows_at_once = 4 if self.device.type == "cpu" and cached else recipe.batch
+        # four rows at a time stay in a core's second-level cache, which pays on one thread, and on two in bfloat16;
+        # more threads wait for each other at every operation, and accelerators want all rows at once
+        few = torch.get_num_threads() <= (2 if self.model.dtype == torch.bfloat16 else 1)
+        self.rows_at_once = 4 if self.device.type == "cpu" and few else recipe.batch
         self.optimizers = optimizers(recipe, self.masters)
         tokens, floor = rows("test", recipe.test_rows, recipe.length)
         self.test, self.test_floor = torch.from_numpy(tokens.astype("int64")), floor.mean() / (recipe.length - 1)
