@@ -79,9 +79,9 @@ def gap(name):
 
 def test_zd_turns_the_order_round():
     says(
-        "On every model, by rounding, quanto and HQQ in the groups that each comes with, the layers that ZD calls most "
-        "important tend to do the least damage when they get fewer bits, and on the way to 2 bits quality is lost "
-        "sooner by its order than in a random one",
+        "On every model of the chapters on bits, by rounding, quanto and HQQ in the groups that each comes with, the "
+        "layers that ZD calls most important tend to do the least damage when they get fewer bits, and on the way to 2 "
+        "bits quality is lost sooner by its order than in a random one",
         "by GPTQ none of the three random orders that were drawn is as bad.",
     )
     scores = quantized("scores").query("score == 'ZD'").set_index(["model", "block"])["value"]
@@ -274,6 +274,27 @@ def test_a_training_seed_can_weigh_more_than_six_blocks():
     steps = results.load_rows(ROOT / "results" / "depth" / "steps.csv").query("kind == 'bits, LIM'")
     shares = claims.tolerated(steps).set_index("model")
     assert shares.loc["6L", "low"] > shares.loc[siblings, "high"].max()
+
+
+def test_another_optimizer():
+    says(
+        "Damage by quanto falls with ZD there too, if less steeply than on its three twins",
+        "LIM's order, by which its twins can lower more than half of their layers before quality leaves 90 %, is "
+        "hardly better than random orders: their intervals overlap, as on no other model",
+    )
+    muon, twins = "12L-muon", seeds(12)
+    assert len(twins) == 3 and log(muon)["recipe"] == log("12L")["recipe"] | {"name": muon, "optimizer": "muon"}
+    scored = results.load_rows(ROOT / "results" / "depth" / "scores.csv")
+    found = {}
+    for name, part in scored.groupby("model"):
+        damage = part.filter(regex=r"^w\d+$").to_numpy()
+        found[name] = stats.rank_correlation(part["ZD"].to_numpy(), damage, over=("windows",))
+    assert found[muon].high < 0 and found[muon].low > max(found[twin].high for twin in twins)
+    steps = results.load_rows(ROOT / "results" / "depth" / "steps.csv")
+    shares = claims.tolerated(steps).set_index(["kind", "model"])
+    lim, random = shares.loc["bits, LIM"], shares.loc["bits, random"]
+    assert (lim.loc[twins, "value"] > 0.5).all()
+    assert lim.index[lim["low"] < random["high"]].tolist() == [muon] and lim.loc[muon, "value"] > random["value"][muon]
 
 
 def test_quantizing_once_saves_less_where_quantizing_is_cheap():
