@@ -278,8 +278,8 @@ def test_a_training_seed_can_weigh_more_than_six_blocks():
 
 def test_another_optimizer():
     says(
-        "Damage by rounding to 2 bits falls with ZD there too. The rank correlation is weaker than on each of its three "
-        "twins, but another seed by AdamW might have it as weak",
+        "Damage by rounding to 2 bits falls with ZD there too. The rank correlation is weaker than on each of its "
+        "three twins, but another seed by AdamW might have it as weak",
         "fewer layers can go from 4 to 2 bits in LIM's order before quality leaves 90 % than would be expected of "
         "another seed by AdamW ({numref}`fig-depth`): its twins can lower more than half. Five of twenty random orders "
         "reach as far, and none does on the twins. LIM isn't useless there: over all steps down to 2 bits its order "
