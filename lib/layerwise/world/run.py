@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import distributed
 from torch.nn import functional as F
 
 from ..results import provenance
@@ -33,12 +34,17 @@ class Run:
     """One training run: weights rounded to bf16 that compute, float32 masters that learn, the log, and its position.
 
     Resumes from `folder` if there is a checkpoint in it. Raises ValueError if that is a checkpoint of something else.
+    Where torch.distributed is initialised, its processes share the rows of each step, and the first one writes.
     """
 
     def __init__(self, recipe: Recipe, seed: int, folder: Path, compiled: bool = True, device: str = "cpu"):
         self.recipe, self.seed, self.folder, self.device = recipe, seed, Path(folder), torch.device(device)
         self.step, self.seconds, self.log, self.starts = 0, 0.0, [], []
         self.sums = [0.0, 0.0, 0.0]  # loss, floor, gradient norm since the last line of the log
+        together = distributed.is_initialized()
+        self.rank, self.processes = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
+        if recipe.batch % self.processes:
+            raise ValueError(f"{self.processes} processes can't share the {recipe.batch} rows of a step evenly")
         model = build(recipe, seed).to(self.device)
         self.masters = {name: weight.detach().clone().requires_grad_() for name, weight in model.named_parameters()}
         self.model = model.to(products(self.device))
@@ -53,23 +59,25 @@ class Run:
         self._resume()
         self._round()
         # what trains from this step on: code and machine may be others than those that the run was begun with
-        self.starts.append(
-            {"step": self.step, "products": str(self.model.dtype).removeprefix("torch."), **provenance()}
-        )
+        how = {"products": str(self.model.dtype).removeprefix("torch."), "processes": self.processes}
+        self.starts.append({"step": self.step} | how | provenance())
 
     def train_step(self) -> None:
         """One step of the optimiser on `recipe.batch` rows that depend on the seed and the number of the step only."""
         recipe = self.recipe
         rate = learning_rate(recipe, self.step)
         tokens, floor = rows("train", recipe.batch, recipe.length, seed=self.seed, start=self.step * recipe.batch)
-        loss = 0.0
-        for part in torch.from_numpy(tokens.astype("int64")).split(self.rows_at_once):
+        loss, floor = 0.0, floor.mean() / (recipe.length - 1)
+        mine = torch.from_numpy(tokens.astype("int64")).chunk(self.processes)[self.rank]
+        for part in mine.split(self.rows_at_once):
             partial = self.loss(part.to(self.device)) * (len(part) / recipe.batch)
             partial.backward()
             loss += partial.item()
             for master, weight in zip(self.masters.values(), self.model.parameters(), strict=True):
                 master.grad = weight.grad.float() if master.grad is None else master.grad.add_(weight.grad)
                 weight.grad = None
+        if self.processes > 1:
+            loss = self._add_up(loss)
         norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), recipe.clip).item()
         if not math.isfinite(loss + norm):
             raise FloatingPointError(
@@ -83,7 +91,7 @@ class Run:
             optimizer.zero_grad()
         self._round()
         self.step += 1
-        self.sums = [a + b for a, b in zip(self.sums, (loss, floor.mean() / (recipe.length - 1), norm), strict=True)]
+        self.sums = [a + b for a, b in zip(self.sums, (loss, floor, norm), strict=True)]
         if self.step % recipe.log_every == 0 or self.step == recipe.steps:
             self._log_line(rate)
 
@@ -93,7 +101,17 @@ class Run:
         parts = self.test.split(16)
         return sum(self._loss(part.to(self.device)).item() * len(part) for part in parts) / len(self.test)
 
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true in one of the processes at least: what all of them have to do, or none."""
+        if self.processes > 1:
+            flags = torch.tensor(float(flag))
+            distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+            flag = bool(flags)
+        return flag
+
     def save(self) -> None:
+        if self.rank:
+            return
         tensors = {f"weight.{name}": weight.detach() for name, weight in self.masters.items()}
         for name, weight in self.masters.items():
             for key, value in self._trained_by(weight).state[weight].items():
@@ -142,6 +160,15 @@ class Run:
             self.model.lm_head(hidden).float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED
         )
 
+    def _add_up(self, loss):
+        """Sum the gradients of the masters, and the loss, over all processes."""
+        grads = [master.grad for master in self.masters.values()]
+        flat = torch.cat([*(grad.flatten() for grad in grads), torch.tensor([loss])])
+        distributed.all_reduce(flat)
+        for grad, total in zip(grads, flat[:-1].split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(total.view_as(grad))
+        return flat[-1].item()
+
     @torch.no_grad()
     def _round(self):
         shipped = [master.to(torch.bfloat16) for master in self.masters.values()]
@@ -164,7 +191,8 @@ class Run:
             }
         )
         self.sums = [0.0, 0.0, 0.0]
-        write(self.folder / "loss.csv", pd.DataFrame(self.log).to_csv(index=False, float_format="%.6g"))
+        if self.rank == 0:
+            write(self.folder / "loss.csv", pd.DataFrame(self.log).to_csv(index=False, float_format="%.6g"))
 
     def _resume(self):
         found = load_checkpoint(self.folder)

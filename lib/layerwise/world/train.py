@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import distributed
 from torch._dynamo.exc import BackendCompilerFailed
 from tqdm.auto import tqdm
 
@@ -45,10 +46,11 @@ def train(
     """
     run = Run(recipe, seed, folder, compiled, device)
     last, saved, clock = min(steps or recipe.steps, recipe.steps), run.step, time.monotonic()
-    bar = tqdm(total=last, initial=run.step, desc=recipe.name, unit="step", dynamic_ncols=True, mininterval=1.0)
+    options = {"unit": "step", "dynamic_ncols": True, "mininterval": 1.0, "disable": run.rank > 0}
+    bar = tqdm(total=last, initial=run.step, desc=recipe.name, **options)
     saved_at = clock
     with bar:
-        while run.step < last and not stop():
+        while run.step < last and not run.any(stop()):
             run.train_step()
             now = time.monotonic()
             run.seconds, clock = run.seconds + now - clock, now
@@ -99,6 +101,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--check", type=int, metavar="STEPS", help="only compare the shipped model's first steps")
     args = parser.parse_args(arguments)
+    if distributed.is_torchelastic_launched():
+        if args.check or args.device != "cpu":
+            parser.error("torchrun is for trainings on a CPU: --check and --device run in one process")
+        distributed.init_process_group("gloo")
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     stopped = []
@@ -116,14 +122,18 @@ def main(arguments: list[str] | None = None) -> int:
         if args.tokens:
             chosen = replace(chosen, tokens=int(args.tokens))
         run = train(chosen, out, args.seed, **options)
+        if run.processes > 1:
+            distributed.destroy_process_group()
     except BackendCompilerFailed as fault:
         reason = str(fault.inner_exception).partition("\n")[0]
         parser.exit(2, f"torch.compile failed: {reason}\nIt needs a C++ compiler, such as g++; --eager does without\n")
     except (ValueError, FloatingPointError) as fault:
         parser.exit(2, f"{fault}\n")
+    if run.rank:
+        return 0
     if run.step < chosen.steps:
         print(f"Stopped and saved at step {run.step} of {chosen.steps}; the same command goes on from there.")
-        return 128 + stopped[0]
+        return 128 + (stopped or [signal.SIGTERM])[0]  # the signal may have gone to another process
     target = WEIGHTS / shipped if args.install else out / "model"
     run.export(
         target, command=f"python -m layerwise.world.train {args.name} --tokens {chosen.tokens} --seed {args.seed}"
