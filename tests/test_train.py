@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import time
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ import pytest
 import torch
 from layerwise.world import recipes, rows, train
 from layerwise.world.tokens import FOLDER as TOKENIZER
+from torch import distributed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 LENGTH = 32
@@ -41,6 +43,14 @@ def tiny(folder, recipe=TINY, **options):
 
 def weights(run):
     return torch.cat([weight.detach().flatten() for weight in run.masters.values()])
+
+
+def started(function, *args, **kwargs):
+    # A forked process has everything imported already, but torch computes no gradients in it where there is a GPU.
+    method = "spawn" if torch.accelerator.is_available() else "fork"
+    process = multiprocessing.get_context(method).Process(target=function, args=args, kwargs=kwargs, daemon=True)
+    process.start()
+    return process
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +126,7 @@ def test_schedule_is_warmup_stable_decay():
 
 
 def test_a_killed_run_resumes_to_the_same_weights(whole, tmp_path):
-    # A forked process has everything imported already, but torch computes no gradients in it where there is a GPU.
-    method = "spawn" if torch.accelerator.is_available() else "fork"
-    process = multiprocessing.get_context(method).Process(target=tiny, args=(tmp_path,), kwargs={"save_every": 0.0})
-    process.start()
+    process = started(tiny, tmp_path, save_every=0.0)
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("checkpoint-*.safetensors"))) < 2 and process.is_alive():
         assert time.monotonic() < deadline, "no checkpoint was written within a minute"
@@ -131,6 +138,71 @@ def test_a_killed_run_resumes_to_the_same_weights(whole, tmp_path):
     resumed = tiny(tmp_path)
     assert torch.equal(weights(resumed), weights(whole))
     assert [line["loss"] for line in resumed.log] == [line["loss"] for line in whole.log]
+
+
+def ended(processes):
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
+
+
+def shared(rank, folder, last):
+    """One of two processes of a run, each with a folder of its own; only the second is told to stop, after `last`."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting{last}", rank=rank, world_size=2)
+    before = iter(range(last + 1))
+    run = tiny(folder / f"run{rank}", stop=lambda: next(before) == last and rank == 1)
+    distributed.destroy_process_group()
+    assert run.step == (20 if last == 20 else TINY.steps)
+
+
+def test_processes_share_a_run_stop_together_and_go_on_to_the_same_weights(whole, tmp_path):
+    for last in (20, TINY.steps):
+        assert ended([started(shared, rank, tmp_path, last) for rank in range(2)]) == [0, 0]
+    run = train.Run(TINY, 0, tmp_path / "run0", compiled=False)
+    assert [(start["step"], start["processes"]) for start in run.starts] == [(0, 2), (20, 2), (40, 1)]
+    # each has one of the two parts that a single process adds up
+    assert torch.equal(weights(run), weights(whole))
+    assert not (tmp_path / "run1").exists()
+
+
+SIXTEEN = replace(TINY, batch=16, tokens=2 * TINY.tokens)
+
+
+def launched(rank, port, folder):
+    """`main`, as torchrun would start it."""
+    (folder / str(rank)).mkdir()
+    os.chdir(folder / str(rank))
+    os.environ |= {"TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    recipes.RECIPES["tiny"] = SIXTEEN
+    raise SystemExit(train.main(["tiny", "--eager"]))
+
+
+def test_the_command_trains_in_processes(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    assert ended([started(launched, rank, port, tmp_path) for rank in range(2)]) == [0, 0]
+    assert not list((tmp_path / "1").iterdir())
+    exported = tmp_path / "0" / "training" / "tiny-s0" / "model"
+    assert json.loads((exported / "training.json").read_text())["processes"] == 2
+    together, alone = pd.read_csv(exported / "loss.csv"), tiny(tmp_path / "alone", SIXTEEN)
+    alone = pd.DataFrame(alone.log)
+    for column, rel in {"loss": 1e-3, "gradient_norm": 1e-2}.items():
+        np.testing.assert_allclose(together[column][:3], alone[column][:3], rtol=rel)
+
+
+def test_what_several_processes_cannot_do_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    with pytest.raises(SystemExit):
+        train.main(["6L", "--check", "10"])
+    assert "--check and --device run in one process" in capsys.readouterr().err
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 3)
+    with pytest.raises(ValueError, match="3 processes can't share the 8 rows"):
+        train.Run(TINY, 0, tmp_path, compiled=False)
 
 
 def test_muon_trains_the_matrices_of_blocks_and_resumes_to_the_same_weights(tmp_path):
@@ -235,7 +307,7 @@ def test_the_log_says_what_a_run_was_begun_with_and_what_changed_on_the_way(tmp_
     run.export(tmp_path / "model")
     facts = json.loads((tmp_path / "model" / "training.json").read_text())
     assert (facts["commit"], facts["products"]) == ("a", "bfloat16")
-    assert facts["resumed"] == [{"step": 10, "products": "float32", "commit": "b"}]
+    assert facts["resumed"] == [{"step": 10, "products": "float32", "processes": 1, "commit": "b"}]
 
 
 def test_a_shipped_run_can_be_checked(whole, tmp_path):

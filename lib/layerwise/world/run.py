@@ -34,14 +34,15 @@ class Run:
     """One training run: weights rounded to bf16 that compute, float32 masters that learn, the log, and its position.
 
     Resumes from `folder` if there is a checkpoint in it. Raises ValueError if that is a checkpoint of something else.
-    Where torch.distributed is initialised, its processes share the rows of each step, and the first one writes.
+    Where torch.distributed is initialised, on a CPU, its processes share the rows of each step; the first one reads
+    checkpoints and writes.
     """
 
     def __init__(self, recipe: Recipe, seed: int, folder: Path, compiled: bool = True, device: str = "cpu"):
         self.recipe, self.seed, self.folder, self.device = recipe, seed, Path(folder), torch.device(device)
         self.step, self.seconds, self.log, self.starts = 0, 0.0, [], []
         self.sums = [0.0, 0.0, 0.0]  # loss, floor, gradient norm since the last line of the log
-        together = distributed.is_initialized()
+        together = distributed.is_available() and distributed.is_initialized()
         self.rank, self.processes = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
         if recipe.batch % self.processes:
             raise ValueError(f"{self.processes} processes can't share the {recipe.batch} rows of a step evenly")
@@ -101,7 +102,7 @@ class Run:
         parts = self.test.split(16)
         return sum(self._loss(part.to(self.device)).item() * len(part) for part in parts) / len(self.test)
 
-    def any(self, flag: bool) -> bool:
+    def in_any(self, flag: bool) -> bool:
         """Whether `flag` is true in one of the processes at least: what all of them have to do, or none."""
         if self.processes > 1:
             flags = torch.tensor(float(flag))
@@ -195,10 +196,12 @@ class Run:
             write(self.folder / "loss.csv", pd.DataFrame(self.log).to_csv(index=False, float_format="%.6g"))
 
     def _resume(self):
-        found = load_checkpoint(self.folder)
-        if found is None:
+        found = [None if self.rank else load_checkpoint(self.folder)]
+        if self.processes > 1:
+            distributed.broadcast_object_list(found)
+        if found[0] is None:
             return
-        tensors, state = found
+        tensors, state = found[0]
         saved = Recipe(**state["recipe"] | {"betas": tuple(state["recipe"]["betas"])})
         if (saved, state["seed"]) != (replace(self.recipe, tokens=saved.tokens), self.seed):
             raise ValueError(

@@ -12,6 +12,7 @@ run can be resumed with another `--tokens`, to go on while the curve still falls
 
 import argparse
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -42,7 +43,8 @@ def train(
 ) -> Run:
     """Train to the end of the recipe, or to step `steps`, saving every `save_every` seconds and at the end.
 
-    When `stop()` turns true the run saves and returns at once; `run.step < recipe.steps` says that it isn't done.
+    When `stop()` turns true, in any process of several, the run saves and returns at once; `run.step < recipe.steps`
+    says that it isn't done.
     """
     run = Run(recipe, seed, folder, compiled, device)
     last, saved, clock = min(steps or recipe.steps, recipe.steps), run.step, time.monotonic()
@@ -50,7 +52,7 @@ def train(
     bar = tqdm(total=last, initial=run.step, desc=recipe.name, **options)
     saved_at = clock
     with bar:
-        while run.step < last and not run.any(stop()):
+        while run.step < last and not run.in_any(stop()):
             run.train_step()
             now = time.monotonic()
             run.seconds, clock = run.seconds + now - clock, now
@@ -69,8 +71,8 @@ def train(
 def check(recipe: Recipe, shipped: Path, folder: Path, steps: int = 200, **options) -> pd.DataFrame:
     """Train the first `steps` steps again and set their loss beside that of the shipped `loss.csv`.
 
-    Returns step, shipped, here, difference (nats). Rounding differs between machines and numbers of threads, so
-    that agreement is close (0.05 nats), not exact.
+    Returns step, shipped, here, difference (nats). Rounding differs between machines and numbers of threads and
+    processes, so that agreement is close (0.05 nats), not exact.
     """
     facts = json.loads((shipped / "training.json").read_text())
     known = facts["recipe"] | {"betas": tuple(facts["recipe"]["betas"])}
@@ -101,7 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--check", type=int, metavar="STEPS", help="only compare the shipped model's first steps")
     args = parser.parse_args(arguments)
-    if distributed.is_torchelastic_launched():
+    launched = distributed.is_available() and distributed.is_torchelastic_launched()
+    if launched:
         if args.check or args.device != "cpu":
             parser.error("torchrun is for trainings on a CPU: --check and --device run in one process")
         distributed.init_process_group("gloo")
@@ -110,7 +113,13 @@ def main(arguments: list[str] | None = None) -> int:
     stopped = []
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda number, frame: stopped.append(number))
-    options = {"stop": lambda: bool(stopped), "compiled": not args.eager, "device": args.device}
+    parent = os.getppid()
+
+    def stop():
+        # a torchrun that is killed leaves its processes behind: they must not train beside those of the next
+        return bool(stopped) or (launched and os.getppid() != parent)
+
+    options = {"stop": stop, "compiled": not args.eager, "device": args.device}
     try:
         chosen = recipe(args.name)
         shipped = f"{args.name}-s{args.seed}" if args.seed else args.name
@@ -133,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if run.step < chosen.steps:
         print(f"Stopped and saved at step {run.step} of {chosen.steps}; the same command goes on from there.")
-        return 128 + (stopped or [signal.SIGTERM])[0]  # the signal may have gone to another process
+        return 128 + (stopped[0] if stopped else signal.SIGTERM)  # another process may have had the signal
     target = WEIGHTS / shipped if args.install else out / "model"
     run.export(
         target, command=f"python -m layerwise.world.train {args.name} --tokens {chosen.tokens} --seed {args.seed}"
