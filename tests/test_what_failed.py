@@ -334,7 +334,7 @@ def test_twenty_four_blocks_by_the_recipe_of_six():
         "on the items about scripts, whose wrong answers are steps of the others, it is below chance, where both "
         "shallower ones are far above. It is better at sums and at where things are",
         "A second training seed ends below every model of twelve. It gets half of the items about scripts right, still "
-        "fewer than both shallower ones, and at sums and at where things are it is not better than both of these",
+        "fewer than both shallower ones, and at sums and at where things are it is not clearly better than both of these",
     )
     twin, lead = f"{DEEP}-s1", ["world_sums", "world_coreference"]
     assert min(map(gap, seeds(12))) < gap(DEEP) < max(map(gap, seeds(12)))
@@ -344,18 +344,19 @@ def test_twenty_four_blocks_by_the_recipe_of_six():
     assert accuracy.loc[DEEP, "world_scripts"] < 0.25 and (accuracy.loc[SHALLOW, "world_scripts"] > 0.7).all()
     assert 0.45 < accuracy.loc[twin, "world_scripts"] < 0.55
     assert (accuracy.loc[DEEP] > accuracy.loc[SHALLOW].max() + 0.03)[lead].all()
-    assert (accuracy.loc[twin] <= accuracy.loc[SHALLOW].max())[lead].all()
+    assert (accuracy.loc[twin] < accuracy.loc[SHALLOW].max() + 0.02)[lead].all()  # two standard errors
 
 
 def test_deeper_models_stand_no_more_slicing():
     says(
-        "a larger share of them can go to 2 bits in LIM's order, and that a larger share can be removed. It isn't so "
-        "for the width: at 6, 12 and 24 blocks about 12 % of it can be cut before quality leaves 90 %, and a gain of 2 "
+        "those of more layers can have a larger share of them at 2 bits in LIM's order, and a larger share removed. It "
+        "isn't so for the width: at 6, 12 and 24 blocks about 12 % of it can be cut before quality leaves 90 %, and a gain of 2 "
         "points for each doubling of the depth is ruled out",
-        "Whether more layers can go to 2 bits in random orders can't be told from eight models.",
+        "In random orders it can't be told whether a larger share of the layers can go to 2 bits",
+        "eight small models that AdamW trained, two of them of 24 blocks",
     )
     steps = results.load_rows(ROOT / "results" / "depth" / "steps.csv").query("recipe == 'AdamW'")
-    assert steps["model"].nunique() == 8
+    assert steps["model"].nunique() == 8 and steps.loc[steps["blocks"] == 24, "model"].nunique() == 2
     shares = claims.tolerated(steps)
     verdicts = {kind: claims.q4(part).verdict for kind, part in shares.groupby("kind")}
     assert verdicts == {
@@ -366,7 +367,7 @@ def test_deeper_models_stand_no_more_slicing():
         "removal, greedy": "holds",
     }
     width = shares[shares["kind"] == "slicing"].groupby("blocks")["value"].mean()
-    assert list(width.index) == [6, 12, 24] and width.between(0.115, 0.125).all()
+    assert list(width.index) == [6, 12, 24] and width.between(0.11, 0.13).all()
 
 
 def test_from_8_to_4_bits_no_order_can_leave_90_percent():

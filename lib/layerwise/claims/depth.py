@@ -66,7 +66,8 @@ def q4(rows: pd.DataFrame) -> Verdict:
 
     Rows, one per trained model of one family: model, blocks (its number), seed (of its training), and value, the share
     of layers in [0, 1] that can be compressed until quality leaves a level, with its interval, low and high, and
-    whether it is censored, as `tolerated` gives them. All are of one kind of compression and level.
+    whether it is censored, as `tolerated` gives them. All are of one kind of compression, which the statement names if
+    a column kind does, and of one level.
 
     The effect is the slope of that share over log2(blocks) by least squares: points of layers for each doubling of the
     depth, positive = deeper models tolerate more. Its interval covers training seeds and what the line doesn't fit, by
@@ -91,7 +92,9 @@ def q4(rows: pd.DataFrame) -> Verdict:
     counts = rows.groupby("blocks")["seed"].size()
     means = 100 * rows.groupby("blocks")["value"].mean()
     told = ", ".join(f"{blocks:g} blocks: {mean:.0f} %" for blocks, mean in means.items())
-    statement = "Models with more layers tolerate lower precision in a larger share of them."
+    kinds = rows["kind"].unique() if "kind" in rows else []
+    of = f" ({kinds[0]})" if len(kinds) == 1 else ""
+    statement = f"With more layers, a larger share of the model tolerates compression{of}."
     if len(counts) < 2:
         return Verdict("Q4", statement, CANNOT_TELL, *[np.nan] * 3, "points", f"There is one depth: {told}.", rows)
     slope = _slope(rows, enough=counts.min() >= 2)

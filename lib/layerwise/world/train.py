@@ -104,6 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--check", type=int, metavar="STEPS", help="only compare the shipped model's first steps")
     args = parser.parse_args(arguments)
+    parent = os.getppid()
     launched = distributed.is_available() and distributed.is_torchelastic_launched()
     if launched:
         if args.check or args.device != "cpu":
@@ -114,7 +115,6 @@ def main(arguments: list[str] | None = None) -> int:
     stopped = []
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda number, frame: stopped.append(number))
-    parent = os.getppid()
 
     def stop():
         # a torchrun that is killed leaves its processes behind: they must not train beside those of the next
@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.tokens:
             chosen = replace(chosen, tokens=int(args.tokens))
         run = train(chosen, out, args.seed, **options)
-        if run.processes > 1:
+        if launched:
             distributed.destroy_process_group()
     except BackendCompilerFailed as fault:
         reason = str(fault.inner_exception).partition("\n")[0]
@@ -145,8 +145,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Stopped and saved at step {run.step} of {chosen.steps}; the same command goes on from there.")
         return 128 + (stopped[0] if stopped else signal.SIGTERM)  # another process may have had the signal
     target = WEIGHTS / shipped if args.install else out / "model"
+    start = f"torchrun --standalone --nproc-per-node {run.processes}" if launched else "python"
     run.export(
-        target, command=f"python -m layerwise.world.train {args.name} --tokens {chosen.tokens} --seed {args.seed}"
+        target, command=f"{start} -m layerwise.world.train {args.name} --tokens {chosen.tokens} --seed {args.seed}"
     )
     print(f"Trained: {target}, test loss {run.log[-1]['test_loss']:.4f}, floor {run.test_floor:.4f} nats a token")
     return 0
