@@ -186,7 +186,9 @@ def test_the_command_trains_in_processes(tmp_path):
     assert ended([started(launched, rank, port, tmp_path) for rank in range(2)]) == [0, 0]
     assert not list((tmp_path / "1").iterdir())
     exported = tmp_path / "0" / "training" / "tiny-s0" / "model"
-    assert json.loads((exported / "training.json").read_text())["processes"] == 2
+    facts = json.loads((exported / "training.json").read_text())
+    assert facts["processes"] == 2
+    assert facts["command"].startswith("torchrun --standalone --nproc-per-node 2 -m layerwise.world.train tiny --tokens")
     together, alone = pd.read_csv(exported / "loss.csv"), tiny(tmp_path / "alone", SIXTEEN)
     alone = pd.DataFrame(alone.log)
     for column, rel in {"loss": 1e-3, "gradient_norm": 1e-2}.items():
