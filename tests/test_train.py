@@ -188,7 +188,7 @@ def test_the_command_trains_in_processes(tmp_path):
     exported = tmp_path / "0" / "training" / "tiny-s0" / "model"
     facts = json.loads((exported / "training.json").read_text())
     assert facts["processes"] == 2
-    assert facts["command"].startswith("torchrun --standalone --nproc-per-node 2 -m layerwise.world.train tiny --tokens")
+    assert facts["command"].startswith("torchrun --standalone --nproc-per-node 2 -m layerwise.world.train tiny ")
     together, alone = pd.read_csv(exported / "loss.csv"), tiny(tmp_path / "alone", SIXTEEN)
     alone = pd.DataFrame(alone.log)
     for column, rel in {"loss": 1e-3, "gradient_norm": 1e-2}.items():
