@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import re
 import signal
-import socket
 import time
 from dataclasses import replace
 from functools import partial
@@ -45,10 +44,10 @@ def weights(run):
     return torch.cat([weight.detach().flatten() for weight in run.masters.values()])
 
 
-def started(function, *args, **kwargs):
+def started(function, *args, daemon=True, **kwargs):
     # A forked process has everything imported already, but torch computes no gradients in it where there is a GPU.
     method = "spawn" if torch.accelerator.is_available() else "fork"
-    process = multiprocessing.get_context(method).Process(target=function, args=args, kwargs=kwargs, daemon=True)
+    process = multiprocessing.get_context(method).Process(target=function, args=args, kwargs=kwargs, daemon=daemon)
     process.start()
     return process
 
@@ -153,7 +152,7 @@ def shared(rank, folder, last):
     before = iter(range(last + 1))
     run = tiny(folder / f"run{rank}", stop=lambda: next(before) == last and rank == 1)
     distributed.destroy_process_group()
-    assert run.step == (20 if last == 20 else TINY.steps)
+    assert run.step == last
 
 
 def test_processes_share_a_run_stop_together_and_go_on_to_the_same_weights(whole, tmp_path):
@@ -169,21 +168,25 @@ def test_processes_share_a_run_stop_together_and_go_on_to_the_same_weights(whole
 SIXTEEN = replace(TINY, batch=16, tokens=2 * TINY.tokens)
 
 
-def launched(rank, port, folder):
-    """`main`, as torchrun would start it."""
+def launched(recipe, rank, processes, port, folder, pipe=None):
+    """`main`, as torchrun would start it; an end of a pipe says by closing that it is gone."""
     (folder / str(rank)).mkdir()
     os.chdir(folder / str(rank))
-    os.environ |= {"TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    recipes.RECIPES["tiny"] = SIXTEEN
+    recipes.RECIPES["tiny"] = recipe
     raise SystemExit(train.main(["tiny", "--eager"]))
 
 
-def test_the_command_trains_in_processes(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    assert ended([started(launched, rank, port, tmp_path) for rank in range(2)]) == [0, 0]
+@pytest.fixture
+def store():
+    """Where processes meet; torchrun has one."""
+    return distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+
+
+def test_the_command_trains_in_processes(store, tmp_path):
+    assert ended([started(launched, SIXTEEN, rank, 2, store.port, tmp_path) for rank in range(2)]) == [0, 0]
     assert not list((tmp_path / "1").iterdir())
     exported = tmp_path / "0" / "training" / "tiny-s0" / "model"
     facts = json.loads((exported / "training.json").read_text())
@@ -193,6 +196,24 @@ def test_the_command_trains_in_processes(tmp_path):
     alone = pd.DataFrame(alone.log)
     for column, rel in {"loss": 1e-3, "gradient_norm": 1e-2}.items():
         np.testing.assert_allclose(together[column][:3], alone[column][:3], rtol=rel)
+
+
+def launcher(port, folder, pipe):
+    started(launched, replace(TINY, tokens=50 * TINY.tokens), 0, 1, port, folder, pipe).join()
+
+
+def test_a_training_ends_with_the_torchrun_that_began_it(store, tmp_path):
+    ours, theirs = multiprocessing.Pipe()
+    torchrun = started(launcher, store.port, tmp_path, theirs, daemon=False)
+    theirs.close()
+    deadline = time.monotonic() + 60
+    while not store.num_keys():  # it knows its parent, and has joined
+        assert time.monotonic() < deadline and torchrun.is_alive(), "it didn't begin within a minute"
+        time.sleep(0.005)
+    assert not ours.poll()
+    torchrun.kill()
+    assert ours.poll(60)
+    assert not list(tmp_path.glob("0/training/*/model"))
 
 
 def test_what_several_processes_cannot_do_is_refused(monkeypatch, tmp_path, capsys):
