@@ -1,5 +1,7 @@
 """Q3 on made-up rows whose answer is known."""
 
+import re
+
 import layerwise as lw
 import numpy as np
 import pandas as pd
@@ -41,7 +43,10 @@ def test_bits_that_beat_all_pruning_are_found():
 
 
 def test_at_two_bits_the_claim_says_nothing():
-    assert claims.q3(rows((0.001, 0.01, 0.1, 5.0))).verdict == "holds"
+    verdict = claims.q3(rows((0.001, 0.01, 0.1, 5.0)))
+    assert verdict.verdict == "holds"
+    assert re.search("At 2 bits, where the claim is silent, .* −3.4. nats .* against slicing", verdict.reason)
+    assert "silent" not in claims.q3(rows().query("bytes > 1")).reason
     found = claims.at_equal_bytes(rows((0.001, 0.01, 0.1, 5.0)))
     assert found["average_bits"].tolist() == [2, 3, 4, 8]
     assert found["value"].iloc[0] == pytest.approx(1.6 - 5, abs=0.02) and found["rival"].iloc[0] == "slicing"

@@ -24,11 +24,11 @@ def q3(rows: pd.DataFrame, bits: str = "uniform bits", least: float = EXTREME + 
     - doesn't hold: at one of them bits are worse, after the correction;
     - can't tell: else, or the data give no interval.
 
-    At fewer bits the claim says nothing; `at_equal_bytes` has them too. Raises ValueError as `at_equal_bytes` does, and
-    if no plan has that many bits.
+    At fewer bits the claim says nothing; the reason tells what was measured at the fewest. Raises ValueError as
+    `at_equal_bytes` does, and if no plan has that many bits.
     """
-    found = at_equal_bytes(rows, bits)
-    found = found[found["average_bits"].between(least, 8)]
+    every = at_equal_bytes(rows, bits)
+    found = every[every["average_bits"].between(least, 8)]
     if found.empty:
         raise ValueError(f"no plan of {bits} has {least:g} to 8 average bits")
     judged = found.dropna(subset="value")
@@ -48,6 +48,14 @@ def q3(rows: pd.DataFrame, bits: str = "uniform bits", least: float = EXTREME + 
         f"after Holm's correction; least at {worst['average_bits']:g} bits, by {in_words(effect, 'nats')} against "
         f"{worst['rival']}{f'; at {unjudged} nothing pruned is as large' if unjudged else ''}."
     )
+    excepted = every[every["average_bits"] < least].dropna(subset="value")
+    if len(excepted):
+        fewest = excepted.loc[excepted["average_bits"].idxmin()]
+        gain = in_words(Estimate(fewest["value"], fewest["low"], fewest["high"]), "nats")
+        reason += (
+            f" At {fewest['average_bits']:g} bits, where the claim is silent, the difference is {gain} against "
+            f"{fewest['rival']}."
+        )
     statement = f"At {least:g} bits and more, quantizing beats pruning at equal bytes."
     return Verdict("Q3", statement, verdict, *effect, "nats", reason, rows)
 
