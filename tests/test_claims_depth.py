@@ -17,7 +17,6 @@ def rows(slope, spread=3.0, depths=(6, 12, 24), seeds=3, seed=0, text=0.0):
         {
             "model": f"{L}L-s{s}",
             "blocks": L,
-            "seed": s,
             "value": (40 + slope * np.log2(L / 12) + rng.normal(0, spread)) / 100,
             "censored": False,
         }
@@ -149,10 +148,10 @@ def test_models_that_never_leave_the_level_tell_nothing():
     ("change", "message"),
     [
         (
-            lambda t: t.drop(columns="seed"),
-            "the rows lack seed; needed are model, blocks, seed, value, low, high, censored",
+            lambda t: t.drop(columns="blocks"),
+            "the rows lack blocks; needed are model, blocks, value, low, high, censored",
         ),
-        (lambda t: pd.concat([t, t]), "a depth and seed more than once"),
+        (lambda t: pd.concat([t, t]), "a model more than once"),
         (lambda t: t.assign(value=40), "value must be a share of layers, from 0 to 1"),
     ],
 )

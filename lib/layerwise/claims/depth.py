@@ -64,10 +64,10 @@ def tolerated(rows: pd.DataFrame, level: float = 0.9) -> pd.DataFrame:
 def q4(rows: pd.DataFrame) -> Verdict:
     """Q4: larger models with more layers tolerate it better than smaller ones with fewer.
 
-    Rows, one per trained model of one family: model, blocks (its number), seed (of its training), and value, the share
-    of layers in [0, 1] that can be compressed until quality leaves a level, with its interval, low and high, and
-    whether it is censored, as `tolerated` gives them. All are of one kind of compression, which the statement names if
-    a column kind does, and of one level.
+    Rows, one per trained model of one family: model, blocks (its number), and value, the share of layers in [0, 1]
+    that can be compressed until quality leaves a level, with its interval, low and high, and whether it is censored, as
+    `tolerated` gives them. All are of one kind of compression, which the statement names if a column kind does, and of
+    one level.
 
     The effect is the slope of that share over log2(blocks) by least squares: points of layers for each doubling of the
     depth, positive = deeper models tolerate more. Its interval covers training seeds and what the line doesn't fit, by
@@ -80,16 +80,16 @@ def q4(rows: pd.DataFrame) -> Verdict:
     - can't tell: else, or there are fewer than two depths, two models of each depth, or two windows, or a share is
       censored.
 
-    Raises ValueError for rows that lack a column, a value in [0, 1], or have a depth and seed twice.
+    Raises ValueError for rows that lack a column, a value in [0, 1], or have a model twice.
     """
-    needed = ["model", "blocks", "seed", "value", "low", "high", "censored"]
+    needed = ["model", "blocks", "value", "low", "high", "censored"]
     if missing := [name for name in needed if name not in rows]:
         raise ValueError(f"the rows lack {', '.join(missing)}; needed are {', '.join(needed)}")
-    if rows.duplicated(["blocks", "seed"]).any():
-        raise ValueError("there is a depth and seed more than once: give rows of one compression and order")
+    if rows["model"].duplicated().any():
+        raise ValueError("there is a model more than once: give rows of one compression and order")
     if not rows["value"].between(0, 1).all():
         raise ValueError("value must be a share of layers, from 0 to 1")
-    counts = rows.groupby("blocks")["seed"].size()
+    counts = rows.groupby("blocks").size()
     means = 100 * rows.groupby("blocks")["value"].mean()
     told = ", ".join(f"{blocks:g} blocks: {mean:.0f} %" for blocks, mean in means.items())
     kinds = rows["kind"].unique() if "kind" in rows else []
