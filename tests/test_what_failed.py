@@ -136,6 +136,42 @@ def test_importance_adds_little_to_a_quantizer_that_chooses_for_itself():
         assert by_zd.low > 3, name
 
 
+def test_two_bits_beat_pruning():
+    says(
+        "with all blocks at 2 bits, rounded to nearest, the models lose less than a nat per token, and the best "
+        "pruning that still has as many bytes about three nats or more than that",
+        "to be as small, a model keeps two blocks at the most, or a quarter of its width",
+    )
+    for _, part in rows("quantization_vs_pruning", "plans").groupby("model"):
+        gain = claims.at_equal_bytes(part).set_index("average_bits").loc[2]
+        assert gain["low"] > 2.75
+        assert (part.query("family == 'uniform bits' and average_bits == 2")["loss"] < 1).all()
+        smaller = part.loc[part["pruning"] & (part["bytes"] < gain["bytes"]), "amount"]
+        kept, cut = (smaller.str.extract(form)[0].dropna().astype(int) for form in (r"(\d+) of", r"(\d+) % narrower"))
+        assert (kept <= 2).all() and (cut >= 75).all() and len(kept) + len(cut) == len(smaller) > 0
+
+
+def test_removal_by_lim_ends_behind_removal_of_the_last():
+    says(
+        "While few blocks are gone, LIM chooses better. With half of them gone on the two shallower models, and five "
+        "in six on the deepest, its choice loses clearly more than removing the last blocks",
+        "on all three models, the first block alone loses less than the two that LIM keeps",
+    )
+    plans = rows("quantization_vs_pruning", "plans")
+    windows = sweeps.windows_of(plans, ["model", "family", "amount"])
+    for name, part in plans.groupby("model"):
+        lim, last = (
+            part[part["family"] == family].groupby("amount")[windows].mean()
+            for family in ("removal by LIM", "removal of the last")
+        )
+        blocks = int(name.removesuffix("L"))
+        late = blocks // 2 if name in SHALLOW else blocks // 6
+        first, late, two, one = (f"{kept} of {blocks} blocks" for kept in (5 * blocks // 6, late, 2, 1))
+        assert stats.mean(last.loc[first] - lim.loc[first]).low > 0
+        assert stats.mean(lim.loc[late] - last.loc[late]).low > 0.5
+        assert (lim.loc[one] == last.loc[one]).all() and stats.mean(lim.loc[two] - lim.loc[one]).low > 0
+
+
 def test_widths_that_lie_far_apart_gain_nothing():
     says(
         "Blocks at 8 and at 2 bits are worse than 4 bits for all, at about the same average, on every model, by "
@@ -218,8 +254,11 @@ def test_dynamic_slicing_gains_at_equal_bytes_on_the_deepest_model_only():
     assert found[DEEP, "late kept", "bytes"].low > 0.4
 
 
-def test_only_the_smallest_model_needs_more_memory_when_sliced():
+def test_a_sliced_model_may_need_more_memory():
     says("the smallest model in {numref}`fig-fits` needs more memory to serve without a quarter of its width than with")
+    says("a tenth narrower, all models of {numref}`fig-bits-or-pruning` take more bytes than before")
+    for name, part in rows("quantization_vs_pruning", "plans").query("amount == '10 % narrower'").groupby("model"):
+        assert (part["bytes"] > lw.size(lw.load(f"embedded/{name}")[0]).bytes).all()
     needs = results.load_rows(ROOT / "results" / "what_fits" / "needs.csv")
     serving = needs.pivot(index="model", columns="plan", values="serving")
     assert serving.index[serving["sliced"] > serving["dense"]].tolist() == [serving["dense"].idxmin()]
