@@ -169,7 +169,7 @@ SIXTEEN = replace(TINY, batch=16, tokens=2 * TINY.tokens)
 
 
 def launched(recipe, rank, processes, port, folder, pipe=None):
-    """`main`, as torchrun would start it; an end of a pipe says by closing that it is gone."""
+    """`main`, as torchrun would start it; it holds the `pipe` open while it lives."""
     (folder / str(rank)).mkdir()
     os.chdir(folder / str(rank))
     os.environ |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -199,6 +199,7 @@ def test_the_command_trains_in_processes(store, tmp_path):
 
 
 def launcher(port, folder, pipe):
+    """A torchrun of one process."""
     started(launched, replace(TINY, tokens=50 * TINY.tokens), 0, 1, port, folder, pipe).join()
 
 
@@ -207,11 +208,11 @@ def test_a_training_ends_with_the_torchrun_that_began_it(store, tmp_path):
     torchrun = started(launcher, store.port, tmp_path, theirs, daemon=False)
     theirs.close()
     deadline = time.monotonic() + 60
-    while not store.num_keys():  # it knows its parent, and has joined
-        assert time.monotonic() < deadline and torchrun.is_alive(), "it didn't begin within a minute"
+    while not store.num_keys() and torchrun.is_alive() and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert not ours.poll()
+    began = store.num_keys() and not ours.poll()  # it knows its parent, has joined, and lives
     torchrun.kill()
+    assert began
     assert ours.poll(60)
     assert not list(tmp_path.glob("0/training/*/model"))
 
