@@ -45,8 +45,8 @@ def test_bits_that_beat_all_pruning_are_found():
 def test_at_two_bits_the_claim_says_nothing():
     verdict = claims.q3(rows((0.001, 0.01, 0.1, 5.0)))
     assert verdict.verdict == "holds"
-    assert re.search("At 2 bits, where the claim is silent, .* −3.4. nats .* against slicing", verdict.reason)
-    assert "silent" not in claims.q3(rows().query("bytes > 1")).reason
+    assert re.search("At 2 bits, which the claim excepts, .* −3.4. nats .* against slicing", verdict.reason)
+    assert "excepts" not in claims.q3(rows().query("bytes > 1")).reason
     found = claims.at_equal_bytes(rows((0.001, 0.01, 0.1, 5.0)))
     assert found["average_bits"].tolist() == [2, 3, 4, 8]
     assert found["value"].iloc[0] == pytest.approx(1.6 - 5, abs=0.02) and found["rival"].iloc[0] == "slicing"
@@ -122,6 +122,17 @@ def test_where_curves_cross():
     assert claims.crossing(part, "removal", "bits").value == np.inf
     better = part[part["bytes"] > 1]
     assert claims.crossing(better, "bits", "removal").value == 0
+
+
+def test_where_families_have_a_plan_in_common_neither_is_better():
+    part = pd.DataFrame(
+        family("uniform", [0.1, 1.0], [4, 2], False, noise=0)
+        + family("variable", [0.1, 0.9], [4, 2], False, draws=3, noise=0)
+    )
+    assert claims.crossing(part, "variable", "uniform").value == 0
+    assert claims.crossing(part, "uniform", "variable").value == np.inf
+    one = part[part["family"] == "uniform"]
+    assert np.isnan(claims.crossing(pd.concat([one, one.assign(family="other")]), "uniform", "other")).all()
 
 
 def test_a_crossing_has_an_interval_that_covers_it():

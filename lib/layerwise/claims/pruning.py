@@ -53,8 +53,8 @@ def q3(rows: pd.DataFrame, bits: str = "uniform bits", least: float = EXTREME + 
         fewest = excepted.loc[excepted["average_bits"].idxmin()]
         gain = in_words(Estimate(fewest["value"], fewest["low"], fewest["high"]), "nats")
         reason += (
-            f" At {fewest['average_bits']:g} bits, where the claim is silent, the difference is {gain} against "
-            f"{fewest['rival']}."
+            f" At {fewest['average_bits']:g} bits, which the claim excepts, the loss of pruning minus that of the bits "
+            f"is {gain}, against {fewest['rival']}."
         )
     statement = f"At {least:g} bits and more, quantizing beats pruning at equal bytes."
     return Verdict("Q3", statement, verdict, *effect, "nats", reason, rows)
@@ -129,7 +129,8 @@ def crossing(rows: pd.DataFrame, a: str, b: str) -> Estimate:
     Both are interpolated linearly in bytes between their plans, over the sizes that both have; draws are averaged. Loss
     is convex in bytes, so the family with fewer plans looks worse between them than it is. From the largest size
     downwards, it is the first at which `b` becomes as good. 0 says that `a` is better at every size that both have,
-    infinity that it isn't at the largest.
+    infinity that it isn't at the largest. Sizes at which both lose the same in every window, as families with a plan in
+    common do, are left out; NaN says that they are all such.
 
     Rows: of one model, one per plan and draw: model, family, pruning (whether it is), draw, bytes, average_bits
     (missing where there are none), and w0, w1, …: the plan's loss minus the dense model's in nats per token, in each
@@ -150,7 +151,10 @@ def crossing(rows: pd.DataFrame, a: str, b: str) -> Estimate:
     sizes = np.unique(np.append(pd.concat(parts)["bytes"], (low, high)))
     sizes = sizes[(low <= sizes) & (sizes <= high)]
     of_a, of_b = (np.array([_between(part, size, windows).mean(axis=0) for size in sizes]) for part in parts)
-    gain = of_b - of_a  # [sizes, windows]
+    differ = ~np.isclose(of_a, of_b, rtol=0, atol=1e-9).all(axis=1)  # means of equal draws differ in their last digit
+    if not differ.any():
+        return Estimate(np.nan, np.nan, np.nan)
+    sizes, gain = sizes[differ], (of_b - of_a)[differ]  # [sizes, windows]
     n = gain.shape[1]
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=sweeps.TIMES)
     resampled = [_stops(sizes, each) for each in (counts / n) @ gain.T]

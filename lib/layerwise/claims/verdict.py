@@ -51,7 +51,7 @@ class Verdict:
     """What became of one claim on the model of `rows`; printed, glued or shown in a notebook, it reads as text.
 
     `effect` with its 95 % interval from `low` to `high` is in `unit`; each claim says which direction is better. They
-    are NaN where the data give none. `reason` is one sentence that is made from the numbers.
+    are NaN where the data give none. `reason` is made from the numbers.
 
     Raises ValueError for a verdict that is none of "holds", "doesn't hold" and "can't tell".
     """
