@@ -377,18 +377,20 @@ def test_twenty_four_blocks_by_the_recipe_of_six():
         "the deepest model of seed 0 ends among those of twelve, and it missed a skill",
         "on the items about scripts, whose wrong answers are steps of the others, it is below chance, where both "
         "shallower ones are far above. It is better at sums and at where things are",
-        "A second training seed ends below every model of twelve. It gets half of the items about scripts right, still "
-        "fewer than both shallower ones, and at sums and at where things are it is not clearly better than both",
+        "Two more training seeds end below every model of twelve. They get half and almost two thirds of the items "
+        "about scripts right, still fewer than both shallower ones, and at sums and at where things are they are not "
+        "clearly better than both",
+        "the lead at the other two tasks is that of one seed",
     )
-    twin, lead = f"{DEEP}-s1", ["world_sums", "world_coreference"]
+    twins, lead = [f"{DEEP}-s1", f"{DEEP}-s2"], ["world_sums", "world_coreference"]
     assert min(map(gap, seeds(12))) < gap(DEEP) < max(map(gap, seeds(12)))
-    assert gap(twin) < min(map(gap, seeds(12)))
+    assert max(map(gap, twins)) < min(map(gap, seeds(12)))
     accuracy = results.load_rows(ROOT / "results" / "embedded_models" / "accuracy.csv")
     accuracy = accuracy.set_index(["model", "task"])["value"].unstack()
     assert accuracy.loc[DEEP, "world_scripts"] < 0.25 and (accuracy.loc[SHALLOW, "world_scripts"] > 0.7).all()
-    assert 0.45 < accuracy.loc[twin, "world_scripts"] < 0.55
+    assert accuracy.loc[twins, "world_scripts"].between((0.45, 0.6), (0.55, 0.66)).all()
     assert (accuracy.loc[DEEP] > accuracy.loc[SHALLOW].max() + 0.03)[lead].all()
-    assert (accuracy.loc[twin] < accuracy.loc[SHALLOW].max() + 0.02)[lead].all()  # two standard errors
+    assert (accuracy.loc[twins] < accuracy.loc[SHALLOW].max() + 0.02)[lead].all(axis=None)  # two standard errors
 
 
 def test_deeper_models_stand_no_more_slicing():
@@ -397,11 +399,11 @@ def test_deeper_models_stand_no_more_slicing():
         "isn't so for the width: at 6, 12 and 24 blocks about 12 % of it can be cut before quality leaves 90 %, and a "
         "gain of 2 points for each doubling of the depth is ruled out",
         "In random orders it can't be told whether a larger share of the layers can go to 2 bits",
-        "eight small models that AdamW trained, two of them of 24 blocks, and deeper ones have more weights and have "
-        "mostly come closer to the floor",
+        "nine small models that AdamW trained, three of each depth, and deeper ones have more weights and have mostly "
+        "come closer to the floor",
     )
     steps = results.load_rows(ROOT / "results" / "depth" / "steps.csv").query("recipe == 'AdamW'")
-    assert steps["model"].nunique() == 8 and steps.loc[steps["blocks"] == 24, "model"].nunique() == 2
+    assert steps.groupby("blocks")["model"].nunique().to_dict() == {6: 3, 12: 3, 24: 3}
     assert (np.diff([np.mean(list(map(gap, seeds(blocks)))) for blocks in (6, 12, 24)]) < 0).all()
     shares = claims.tolerated(steps)
     verdicts = {kind: claims.q4(part).verdict for kind, part in shares.groupby("kind")}
