@@ -3,8 +3,8 @@
 The run resumes where it was when the same command is given again, also after SIGKILL, and then ends with exactly the
 weights of an uninterrupted run (same machine, same number of threads and processes). On several cores, a process for
 each (`torchrun --standalone --nproc-per-node 2 -m layerwise.world.train 6L`) shares the rows of every step; on two it
-took 24L about four fifths of the time of `--threads 2`. jemalloc, where it is installed, helps, and helps more if it
-keeps what one step frees and the next takes again (`LD_PRELOAD=libjemalloc.so.2
+took 24L about four fifths of the time of `--threads 2` (`results/benchmarks/training.csv`). jemalloc, where it is
+installed, helps, and helps more if it keeps what one step frees and the next takes again (`LD_PRELOAD=libjemalloc.so.2
 MALLOC_CONF=thp:always,oversize_threshold:0,lg_extent_max_active_fit:10,dirty_decay_ms:-1,muzzy_decay_ms:-1`).
 
 The schedule is warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395): as long as the final decay has not begun, a
