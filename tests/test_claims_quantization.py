@@ -10,6 +10,7 @@ from layerwise import stats
 from layerwise.claims import quantization, sweeps
 from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, all_of, more_than_luck
 from layerwise.stats import Estimate
+from pandas.testing import assert_frame_equal
 
 L = 8
 DRAWS, WINDOWS = 19, 24  # 19 draws are what luck needs to be ruled out
@@ -255,7 +256,13 @@ def test_q5_reads_one_model_and_score_of_many(rng, rows):
     scores, damage = importance(HARM, HARM, rng)
     more = pd.concat([scores, scores.assign(score="ZD", value=0.0), scores.assign(model="other", value=1.0)])
     others = pd.concat([damage, damage.assign(model="other", value=-damage["value"])])
-    assert str(lw.claims.q5(more, others, rows)) == str(lw.claims.q5(scores, damage, rows))
+    verdict = lw.claims.q5(more.assign(quantizer="not read"), others.assign(quantizer="not read"), rows)
+    assert str(verdict) == str(lw.claims.q5(scores, damage, rows))
+    for name, part in {"sweep": rows, "scores": scores, "damage": damage}.items():
+        used = verdict.rows[verdict.rows["table"] == name].drop(columns="table").dropna(axis="columns")
+        assert_frame_equal(used[part.columns].reset_index(drop=True), part.reset_index(drop=True), check_dtype=False)
+    assert set(verdict.rows["table"]) == {"sweep", "scores", "damage"}
+    assert set(verdict.rows["quantizer"].dropna()) == {SETTING["quantizer"]}
     with pytest.raises(ValueError, match="same for all blocks: that is no order"):
         lw.claims.q5(more.assign(score="LIM").query("model == 'other'").assign(model=MODEL), damage, rows)
 

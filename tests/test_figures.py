@@ -197,6 +197,13 @@ def test_rivals_stand_against_constant_and_draws_are_a_band():
     assert ax.get_xlim()[1] < 30 and [text.get_text() for text in ax.texts] == ["+90 %"]
 
 
+def test_rivals_of_accuracy_show_their_whole_intervals():
+    rows = pd.DataFrame({"model": "6L", "plan": ["20 %", "30 %"], "value": [0.001, 0.004], "low": -0.2, "high": 0.3})
+    (ax,) = figures.rivals(rows, unit="points", better="right")
+    assert ax.get_xlabel() == "against constant slicing, points (right: better)"
+    assert max(line.get_xdata()[-1] for line in ax.get_lines()) == 30 < ax.get_xlim()[1] and not ax.texts
+
+
 def test_rivals_by_kind_have_a_colour_for_each():
     rows = pd.DataFrame({"model": "6L", "plan": ["LR", "ZD", "ramp"], "kind": ["score", "score", "none"]})
     axes = figures.rivals(rows.assign(value=-0.02, low=-0.03, high=-0.01))

@@ -111,12 +111,15 @@ def q5(
       interval over windows and draws; the luck is the share of the rival's draws that cost as little.
 
     With the rival "random, block 0 high", block 0 is left out of the correlation too. It holds where both parts do,
-    and doesn't where one doesn't.
+    and doesn't where one doesn't. In the verdict's rows a column `table` tells sweep, scores and damage apart.
 
     Raises ValueError as `sweeps.read` does, for a rival that is not random, and for scores or damage that do not cover
     the model's blocks once each or have no order.
     """
     sweep = _against_random(rows, score, rival)
+    model = sweep.setting["model"]
+    scores = scores[(scores["model"] == model) & (scores["score"] == score)]
+    damage = damage[damage["model"] == model]
     value, harm = _by_block(scores, damage, score, sweep)
     correlations = [_agreement(value[first:], harm[first:]) for first in (0, 1)]
     without = rival != "random"
@@ -132,8 +135,11 @@ def q5(
         f"{why_useful}."
     )
     statement = f"{score} orders layers usefully: it agrees with measured damage and costs less than {rival}."
+    scores, damage = scores[["model", "score", "block", "value"]], damage[["model", "block", "window", "value"]]
+    used = {"sweep": rows, "scores": scores, "damage": damage}
+    used = pd.concat([part.assign(table=name) for name, part in used.items()], ignore_index=True)
     return Verdict(
-        _claim("Q5", rival), statement, all_of([agrees, useful]), *correlation, "rank correlation", reason, rows
+        _claim("Q5", rival), statement, all_of([agrees, useful]), *correlation, "rank correlation", reason, used
     )
 
 
@@ -222,19 +228,17 @@ def _gain(sweep: sweeps.Sweep, order: str, rival: str) -> tuple[Estimate, float]
 
 
 def _by_block(scores, damage, score, sweep) -> tuple[np.ndarray, np.ndarray]:
-    """The score `[L]` and the damage `[L, windows]` of the model of a sweep."""
+    """The score `[L]` and the damage `[L, windows]`, both of the model of a sweep."""
     model, blocks = sweep.setting["model"], range(sweep.blocks)
-    own = scores[(scores["model"] == model) & (scores["score"] == score)]
-    harm = damage[damage["model"] == model]
-    for name, part, keys in ((score, own, ["block"]), ("damage", harm, ["block", "window"])):
+    for name, part, keys in ((score, scores, ["block"]), ("damage", damage, ["block", "window"])):
         if part.duplicated(keys).any():
             raise ValueError(f"{name} of {model} has more than one row for a {' and '.join(keys)}")
         if sorted(part["block"].unique()) != list(blocks):
             raise ValueError(f"{name} of {model} must cover the blocks 0 to {len(blocks) - 1}, each of them")
-    harm = harm.pivot(index="block", columns="window", values="value")
+    harm = damage.pivot(index="block", columns="window", values="value")
     if not np.isfinite(harm).all(axis=None):
         raise ValueError(f"damage of {model} must have a finite value for every block and window")
-    return own.sort_values("block")["value"].to_numpy(float), harm.to_numpy(float)
+    return scores.sort_values("block")["value"].to_numpy(float), harm.to_numpy(float)
 
 
 def _agreement(score, harm) -> tuple[Estimate, float]:

@@ -1,6 +1,7 @@
 """Plans and what they cost: widths by block, the grid of both shares, rivals of one budget, curves over budgets."""
 
 from itertools import pairwise
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -66,34 +67,38 @@ def grid(rows: pd.DataFrame) -> list[Axes]:
     return axes
 
 
-def rivals(rows: pd.DataFrame, against: str = "constant slicing") -> list[Axes]:
+def rivals(
+    rows: pd.DataFrame, against: str = "constant slicing", unit: str = "%", better: Literal["left", "right"] = "left"
+) -> list[Axes]:
     """Plans of one budget `against` one of them, which is the dashed line, a panel per model.
 
-    Rows: model, plan, value, low, high; the value is a relative change: -0.05 is 5 % better. A plan with several rows
-    in a model (its draws) is drawn as a dot per draw, and as a grey band from the best to the worst of them. With a
-    column kind, every plan has a line per kind, told apart by colour. What would squeeze all others onto the line is an
-    arrow at the edge, with its value in words.
+    Rows: model, plan, value, low, high, drawn times 100 in `unit`: "%" of a relative change, -0.05 = 5 % lower, or
+    "points" of accuracy, -0.05 = 5 points lower. `better` is the side that the label calls better. A plan with several
+    rows in a model (its draws) is drawn as a dot per draw, and as a grey band from the best to the worst of them. With
+    a column kind, every plan has a line per kind, told apart by colour. What would squeeze all others onto the line is
+    an arrow at the edge, with its value in words.
     """
     models, plans = rows["model"].unique(), rows["plan"].unique()
     group = "kind" if "kind" in rows else "model"
     kinds = list(rows["kind"].unique()) if group == "kind" else []
     axes = panels(len(models), 0.4 + (0.24 + 0.16 * len(kinds)) * len(plans))
     looks = looks_of(rows.loc[~rows.duplicated(["model", "plan", group], keep=False), group])
-    limit = 600 * rows.groupby(["model", "plan"])["value"].median().abs().median() or np.inf
+    limit = 600 * rows.groupby(["model", "plan"])["value"].median().abs().median()
+    limit = limit if 0 < limit < 100 * rows["value"].max() else np.inf
     for ax, model in zip(axes, models, strict=True):
         ax.axvline(0, color="black", ls="--", lw=1)
         for (plan, kind), lines in rows[rows["model"] == model].groupby(["plan", group], sort=False):
             y = list(plans).index(plan)
             if kinds:
                 y += 0.75 * ((kinds.index(kind) + 0.5) / len(kinds) - 0.5)
-            _rival(ax, y, lines, looks.get(kind), limit)
+            _rival(ax, y, lines, looks.get(kind), limit, unit)
         ax.set_yticks(range(len(plans)), plans)
         ax.set_ylim(len(plans) - 0.4, -0.6)
         ax.set_title(model)
         ax.grid(axis="y", visible=False)
-    if 100 * rows["value"].max() > limit:
+    if np.isfinite(limit):
         axes[0].set_xlim(right=limit)
-    axes[-1].set_xlabel(f"against {against}, % (left: better)")
+    axes[-1].set_xlabel(f"against {against}, {unit} ({better}: better)")
     if kinds:
         legend(axes[0], looks)
     return axes
@@ -131,7 +136,7 @@ def curves(rows: pd.DataFrame, xlabel: str, ylabel: str, log_x: bool = False) ->
     return axes
 
 
-def _rival(ax, y, lines, look, limit):
+def _rival(ax, y, lines, look, limit, unit):
     """One plan: its interval, or its draws and their band; beyond the limit an arrow."""
     values = 100 * lines["value"]
     inside = values <= limit
@@ -145,7 +150,7 @@ def _rival(ax, y, lines, look, limit):
     if not inside.all():
         ax.plot(limit, y, marker=">", color=GREY, markersize=7, clip_on=False)
         place = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
-        ax.annotate(f"{values.max():+.0f} %", (limit, y), **place, fontsize=8, color=GREY)
+        ax.annotate(f"{values.max():+.0f} {unit}", (limit, y), **place, fontsize=8, color=GREY)
 
 
 def _grid_column(ax, x, cells, step, colours, numbered):
