@@ -161,6 +161,7 @@ def test_removal_by_lim_ends_behind_removal_of_the_last():
         "While few blocks are gone, LIM chooses better. With half of them gone on the two shallower models, and five "
         "in six on the deepest, its choice loses clearly more than removing the last blocks",
         "on all three models, the first block alone loses less than the two that LIM keeps",
+        "of ten random first cuts, eight lose less on each of the two shallower models, and all ten on the deepest",
     )
     plans = rows("quantization_vs_pruning", "plans")
     windows = sweeps.windows_of(plans, ["model", "family", "amount"])
@@ -173,6 +174,10 @@ def test_removal_by_lim_ends_behind_removal_of_the_last():
         late = blocks // 2 if name in SHALLOW else blocks // 6
         first, late, two, one = (f"{kept} of {blocks} blocks" for kept in (5 * blocks // 6, late, 2, 1))
         assert stats.mean(last.loc[first] - lim.loc[first]).low > 0
+        cuts = part[part["family"] == "removal, random"].groupby("draw").first()  # the fewest blocks gone
+        losses = part[part["family"] == "removal of the last"].set_index("amount")["loss"]
+        less = cuts["loss"] < losses[cuts["amount"].unique().item()]
+        assert len(less) == 10 and less.sum() == (8 if name in SHALLOW else 10)
         assert stats.mean(lim.loc[late] - last.loc[late]).low > 0.5
         assert (lim.loc[one] == last.loc[one]).all() and stats.mean(lim.loc[two] - lim.loc[one]).low > 0
 
