@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 from layerwise import passes, results
-from layerwise.architectures import blocks
+from layerwise.structure import blocks
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 ROOT = Path(__file__).parent.parent

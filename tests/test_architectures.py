@@ -4,14 +4,8 @@ import layerwise as lw
 import pytest
 import torch
 from families import FAMILIES, config, tiny
-from layerwise.architectures import (
-    ARCHITECTURES,
-    UnsupportedArchitecture,
-    architecture,
-    blocks,
-    linears,
-    written,
-)
+from layerwise.architectures import ARCHITECTURES, UnsupportedArchitecture, architecture
+from layerwise.structure import blocks, linears, written
 from transformers import AutoModelForCausalLM
 
 

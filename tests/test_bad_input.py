@@ -1,12 +1,11 @@
 """What scores are given by mistake: each error names what was wrong, where, and what would be right."""
 
-import layerwise as lw
 import numpy as np
 import pytest
 import torch
 from families import random_tokens, tiny
 from layerwise import corpora, scores
-from layerwise.architectures import UnsupportedArchitecture, blocks
+from layerwise.structure import blocks
 
 
 def test_tokens_outside_the_vocabulary_are_named_with_their_place():
@@ -66,12 +65,3 @@ def test_own_score_of_another_shape():
 
     with pytest.raises(ValueError, match=r"first_two gave the shape \[2\]: a score gives one number per block, \[3\]"):
         scores.measure(first_two, tiny(), random_tokens())
-
-
-@pytest.mark.parametrize("family", ["gpt2", "mixtral"])
-def test_unsupported_models_are_refused_by_every_score(family):
-    experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size": 16, "num_key_value_heads": 4}
-    model = tiny(family, **experts if family == "mixtral" else {})
-    for attempt in (scores.zd, lw.shape, lambda model: scores.lim(model, random_tokens())):
-        with pytest.raises(UnsupportedArchitecture, match=f"'{family}' is not supported; supported are llama"):
-            attempt(model)

@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 from families import FAMILIES, random_tokens, tiny
-from layerwise import architectures, damage, evaluation
+from layerwise import damage, evaluation, structure
 from layerwise.quantization import RTN
 from torch import nn
 
@@ -17,14 +17,14 @@ TOKENS = random_tokens()
 
 
 def like(output, hidden):
-    """`hidden` the way that the block gives it, see `architectures.written`."""
+    """`hidden` the way that the block gives it, see `structure.written`."""
     return (hidden,) if isinstance(output, tuple) else hidden
 
 
 def naively(model, i, kind, tokens):
     """The literal way: copy the model, damage one block, run all of it."""
     damaged = copy.deepcopy(model)
-    blocks = architectures.blocks(damaged)
+    blocks = structure.blocks(damaged)
     if kind == "removed":
         whole = blocks[i].forward
         blocks[i].forward = lambda hidden, *args, **kwargs: like(whole(hidden, *args, **kwargs), hidden)
@@ -101,7 +101,7 @@ def test_an_interrupt_leaves_the_model_as_it_was(model):
     with pytest.raises(KeyboardInterrupt):
         damage.by_window(model, TOKENS, kinds=("2 bits", lambda block: Stop()))
     assert same(model, before) and model(TOKENS).logits.equal(expected)
-    assert not any("forward" in vars(block) for block in architectures.blocks(model))
+    assert not any("forward" in vars(block) for block in structure.blocks(model))
 
 
 @pytest.mark.parametrize("kind", ["pruned", "40 bits", ""])

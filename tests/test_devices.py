@@ -10,7 +10,8 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from families import random_tokens, tiny
 from layerwise import damage, devices, evaluation, footprint, models, results, scores, world
-from layerwise.architectures import architecture, blocks
+from layerwise.architectures import architecture
+from layerwise.structure import blocks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from families import FAMILIES, random_tokens, tiny
 from layerwise import world
-from layerwise.architectures import UnsupportedArchitecture, blocks, linears
+from layerwise.architectures import UnsupportedArchitecture
 from layerwise.models import DamagedModel
+from layerwise.structure import blocks, linears
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 

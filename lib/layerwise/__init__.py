@@ -15,7 +15,7 @@ _FUNCTIONS = {
     "load": "models",
     "save": "models",
     "tokens": "corpora",
-    "shape": "architectures",
+    "shape": "shapes",
     "calibrate": "slicing",
     "compress": "compression",
     "compress_checkpoint": "streaming",
@@ -46,6 +46,7 @@ _MODULES = (
     "scores",
     "slicing",
     "stats",
+    "structure",
     "world",
 )
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise import architectures, devices, evaluation
+from layerwise import devices, evaluation, structure
 from layerwise.compression import check_fits
 from layerwise.passes import Passes
 from layerwise.plans import Plan
@@ -36,7 +36,7 @@ class Assembly:
     def __init__(self, model: nn.Module, widths: Sequence[int], quantizer: str | Callable = "rtn"):
         self.model, self.quantizer = model, _by_block(quantizer)
         devices.check_present(model)
-        own = list(architectures.blocks(model))
+        own = list(structure.blocks(model))
         self.blocks: dict[int | None, list[nn.Module]] = {None: own}
         for bits in dict.fromkeys(widths):
             if hasattr(self.quantizer, "widths"):
@@ -77,7 +77,7 @@ class Assembly:
         """The model with the blocks of the plan, for a while: for whatever wants a model, such as `lw.accuracy`."""
         modules = self._modules(self._choice(plan))
         forwards = [module.forward for module in modules]
-        with architectures.forwards(self.blocks[None], forwards):
+        with structure.forwards(self.blocks[None], forwards):
             yield self.model
 
     def _choice(self, plan: Plan) -> tuple[int | None, ...]:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from layerwise import slicing
-from layerwise.architectures import blocks
 from layerwise.corpora import check_tokens
 from layerwise.devices import check_present
 from layerwise.plans import Layer, Plan
@@ -19,6 +18,7 @@ from layerwise.quantization import packed
 from layerwise.quantization import quantizer as by_name
 from layerwise.quantization.blockwise import check, each_block
 from layerwise.quantization.gptq import compressed
+from layerwise.structure import blocks
 
 
 def compress(

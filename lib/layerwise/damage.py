@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise import architectures, devices, evaluation, stats
+from layerwise import devices, evaluation, stats, structure
 from layerwise.passes import Passes
 from layerwise.quantization import RTN
 from layerwise.quantization.packed import dequantized
@@ -48,7 +48,7 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
     makers = {_label(kind): _maker(kind) for kind in kinds}
     if len(makers) < len(kinds):
         raise ValueError(f"two kinds of damage share a name: {', '.join(map(_label, kinds))}; name the functions apart")
-    blocks = list(architectures.blocks(model))
+    blocks = list(structure.blocks(model))
     parts = tokens.split(batch)
     found = []
     with (
@@ -81,7 +81,7 @@ def removal_order(model: nn.Module, tokens: Tensor, batch: int = 8) -> np.ndarra
     Raises ValueError as `by_window` does.
     """
     _check(model, tokens)
-    every = list(architectures.blocks(model))
+    every = list(structure.blocks(model))
     standing, left = list(every), list(range(len(every)))
     order = np.full(len(every), len(every) - 1.0)
     total = (len(every) * (len(every) + 1) // 2 - 1) * len(tokens.split(batch))
@@ -119,7 +119,7 @@ def matrix(windows: pd.DataFrame, kind: str, measure: str = "kl") -> np.ndarray:
 
 
 def _check(model, tokens):
-    if architectures.is_sliced(model):
+    if structure.is_sliced(model):
         raise ValueError(
             "in a sliced model a block can't hand on what it gets, which is in another basis than the next one reads: "
             "measure the damage to the dense model"
@@ -151,6 +151,6 @@ def _maker(kind):
 
 
 def _round_linears(block, bits):
-    for linear in architectures.linears(block).values():
+    for linear in structure.linears(block).values():
         linear.weight.data = dequantized(RTN().matrix(linear.weight.data.float(), bits)).to(linear.weight.dtype)
     return block

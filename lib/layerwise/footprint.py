@@ -21,11 +21,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from layerwise import evaluation, scores
-from layerwise.architectures import SLICED, architecture
+from layerwise.architectures import architecture
 from layerwise.compression import compress
 from layerwise.models import configuration
 from layerwise.plans import Plan
 from layerwise.quantization import quantizer as by_name
+from layerwise.structure import SLICED
 from layerwise.timing import Alive, generate
 
 

@@ -20,9 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Compre
 from transformers.utils import logging
 
 from layerwise import devices, folders, hub
-from layerwise.architectures import architecture, blocks
+from layerwise.architectures import architecture
 from layerwise.folders import DamagedModel
 from layerwise.quantization import checkpoint, gptq, packed
+from layerwise.structure import blocks, blocks_path
 
 WEIGHTS = Path(__file__).parent / "world" / "weights"
 PREFIX = "embedded/"
@@ -75,7 +76,7 @@ def load(name, device="auto", dtype="auto", revision=None):
         model = _read(folder, dtype, "auto", quiet=small, max_memory=limits)
         if devices.entrance(model).type == "meta":
             raise MemoryError(f"there isn't enough memory for the embeddings of {name}, which come first")
-        where = devices.places(model, [f"{architecture(model).blocks}.{i}" for i in range(len(blocks(model)))])
+        where = devices.places(model, [f"{blocks_path(model)}.{i}" for i in range(len(blocks(model)))])
         warnings.warn(f"{name} is larger than what is free on {device}, so its blocks are: {where}", stacklevel=2)
     else:
         model = _read(folder, dtype, device, quiet=small)

@@ -11,7 +11,7 @@ from operator import attrgetter
 
 from torch import Tensor, nn
 
-from layerwise import architectures, devices
+from layerwise import architectures, devices, structure
 
 
 def run(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> None:
@@ -33,8 +33,8 @@ def entering(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> tu
     norm = attrgetter(found.final_norm)(model)  # None in OPT-350m
     # In a sliced model, what enters block 0 has not the width that the norm expects.
     passed_by = [] if norm is None else [norm]
-    each = list(architectures.blocks(model))
-    with architectures.forwards([*each, *passed_by], [record] * len(each) + [lambda hidden: hidden] * len(passed_by)):
+    each = list(structure.blocks(model))
+    with structure.forwards([*each, *passed_by], [record] * len(each) + [lambda hidden: hidden] * len(passed_by)):
         run(model, tokens, keep)
     return states[0], arguments
 
@@ -47,11 +47,11 @@ def watching(model: nn.Module, hook: Callable[[Tensor, Tensor], None]) -> Iterat
     """
 
     def call(block, args, kwargs, output):
-        hook(args[0] if args else kwargs["hidden_states"], architectures.written(output))
+        hook(args[0] if args else kwargs["hidden_states"], structure.written(output))
 
     handles = []
     try:
-        handles += [block.register_forward_hook(call, with_kwargs=True) for block in architectures.blocks(model)]
+        handles += [block.register_forward_hook(call, with_kwargs=True) for block in structure.blocks(model)]
         yield
     finally:
         for handle in handles:
@@ -67,7 +67,7 @@ class Passes:
 
     def __init__(self, model: nn.Module, tokens: Tensor):
         self.model, self.tokens = model, tokens
-        self.blocks = list(architectures.blocks(model))
+        self.blocks = list(structure.blocks(model))
         self.entering: list[Tensor | None] = [None] * len(self.blocks)
         self.give: Callable = lambda state: state
 
@@ -77,7 +77,7 @@ class Passes:
         # Blocks before `start` are passed by; the first one after them takes what is remembered in place of its input.
         forwards = [lambda ignored, *args, **kwargs: self.give(ignored)] * start
         forwards += [self._stand_in(i, module, i == start > 0, keep) for i, module in enumerate(stand_ins, start)]
-        with architectures.forwards(self.blocks[: len(forwards)], forwards):
+        with structure.forwards(self.blocks[: len(forwards)], forwards):
             return self.model(input_ids=self.tokens.to(devices.entrance(self.model)), use_cache=False).logits
 
     def _stand_in(self, i: int, module: Callable, remembered: bool, keep: bool) -> Callable:
@@ -91,6 +91,6 @@ class Passes:
             output = forward(hidden, *args, **kwargs)
             if isinstance(output, tuple):
                 self.give = lambda state: (state,)
-            return self.give(architectures.written(output))
+            return self.give(structure.written(output))
 
         return run

@@ -6,8 +6,8 @@ import copy
 
 from torch import nn
 
-from layerwise.architectures import architecture, blocks, is_sliced
 from layerwise.plans import Plan
+from layerwise.structure import blocks, blocks_path, is_sliced
 
 PER_BLOCK = ("layer_types",)  # lists of a configuration that have an entry for each block
 
@@ -27,16 +27,16 @@ def remove_blocks(model: nn.Module, plan: Plan, inplace: bool = False) -> nn.Mod
             "take the dense model, and a plan that says both, drop and slice"
         )
     kept = [i for i, layer in enumerate(plan.layers) if layer.keep]
-    every = blocks(model)
+    path, every = blocks_path(model), blocks(model)
     fewer = nn.ModuleList([every[i] for i in kept])
     if inplace:
-        model.set_submodule(architecture(model).blocks, fewer)
+        model.set_submodule(path, fewer)
     else:
         # One memory for both copies: what blocks share with the rest, such as the configuration, they share again.
         memo: dict = {}
         memo[id(every)] = copy.deepcopy(fewer, memo)
         model = copy.deepcopy(model, memo)
-    for i, block in enumerate(blocks(model)):
+    for i, block in enumerate(model.get_submodule(path)):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = i

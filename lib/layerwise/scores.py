@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from layerwise import devices, passes, stats
-from layerwise.architectures import blocks, is_sliced, linears
 from layerwise.corpora import check_mask, check_tokens
+from layerwise.structure import blocks, is_sliced, linears
 
 GROUPS = 8  # into which `measure` splits the windows for a score that it can't look into
 

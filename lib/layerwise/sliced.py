@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
-from layerwise.architectures import ARCHITECTURES, SLICED, Architecture, Step, architecture, blocks
+from layerwise.architectures import ARCHITECTURES, Architecture, Step, architecture
 from layerwise.plans import Plan
+from layerwise.structure import SLICED, blocks
 
 
 class ScaleFreeNorm(nn.Module):

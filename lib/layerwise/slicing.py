@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from layerwise import passes, rotation
-from layerwise.architectures import UnsupportedArchitecture, architecture, blocks, is_sliced
+from layerwise.architectures import UnsupportedArchitecture, architecture
 from layerwise.corpora import check_mask, check_tokens
 from layerwise.devices import check_present, entrance, finite
 from layerwise.plans import Layer, Plan
 from layerwise.rotation import Gram
 from layerwise.sliced import skeleton
+from layerwise.structure import blocks, is_sliced
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from layerwise import hub, slicing
-from layerwise.architectures import architecture, blocks
 from layerwise.compression import check_plan, check_quantizer
 from layerwise.devices import accelerator, finite
 from layerwise.folders import DamagedModel, check_target, places, put_in_place
@@ -31,6 +30,7 @@ from layerwise.plans import Plan
 from layerwise.pruning import remove_blocks
 from layerwise.quantization import checkpoint
 from layerwise.quantization import quantizer as by_name
+from layerwise.structure import blocks, blocks_path
 
 
 def compress_checkpoint(
@@ -78,7 +78,7 @@ def compress_checkpoint(
         config.dtype = weights.tensor(next(iter(weights.places))).dtype
         model = _empty(config)
     weights.check(model)
-    where = architecture(model).blocks
+    where = blocks_path(model)
     own = [f"{where}.{i}" for i, layer in enumerate(plan.layers) if layer.keep]
     outside = [name for name, _ in model.named_parameters() if not name.startswith(f"{where}.")]
     if len(own) < len(plan.layers):

@@ -20,7 +20,7 @@ import numpy as np
 from layerwise.plans.storage import Grouped, Stored
 
 if TYPE_CHECKING:
-    from layerwise.architectures import Shape
+    from layerwise.shapes import Shape
 
 FIELDS = ("keep", "width", "bits", "outliers")
 

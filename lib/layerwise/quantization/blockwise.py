@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise.architectures import blocks, linears
 from layerwise.devices import check_present, finite
 from layerwise.quantization.packed import PackedLinear, Quantized
+from layerwise.structure import blocks, linears
 
 
 class Blockwise(ABC):

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from layerwise.architectures import architecture, blocks, linears
+from layerwise.architectures import architecture
 from layerwise.quantization.blockwise import check, check_matrices, whole_groups
 from layerwise.quantization.packages import needs
+from layerwise.structure import blocks, blocks_path, linears
 
 BATCH = 8  # windows that are calibrated at a time
 
@@ -93,7 +94,7 @@ class GPTQ:
 
     def _groups(self, model: nn.Module, bits: Sequence[int | None]) -> dict:
         """compressed-tensors' `config_groups`: a scheme per width, whose targets are the matrices of its blocks."""
-        root, groups = re.escape(architecture(model).blocks), {}
+        root, groups = re.escape(blocks_path(model)), {}
         for width in dict.fromkeys(each for each in bits if each is not None):
             at = "|".join(str(i) for i, each in enumerate(bits) if each == width)
             paths = "|".join(re.escape(path) for path in linears(blocks(model)[bits.index(width)]))

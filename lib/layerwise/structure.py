@@ -1,0 +1,84 @@
+"""Where the parts of a decoder-only model are, found by what they are and not by the family's name.
+
+Any model that transformers' AutoModelForCausalLM makes has a list of blocks with linear layers, and a residual stream
+through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+SLICED = "sliced_"  # before the family in the `model_type` of a sliced model
+
+
+class UnknownStructure(ValueError):
+    """A model in which the decoder blocks can't be told."""
+
+
+def blocks(model) -> nn.ModuleList:
+    """The decoder blocks of a model, in order: `[L]` modules.
+
+    They are the outermost list of as many modules as its configuration has layers. Raises UnknownStructure if there is
+    none, or more than one.
+    """
+    return model.get_submodule(blocks_path(model))
+
+
+def blocks_path(model) -> str:
+    """Where the list of the decoder blocks is in the model, such as "model.layers"."""
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    decoder = model.get_decoder()
+    every = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    inside = {id(module) for module in (decoder or model).modules()}
+    found = [path for path, module in every if len(module) == count and id(module) in inside]
+    found = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
+    if len(found) != 1:
+        lists = ", ".join(f"{path} of {len(module)}" for path, module in every) or "none at all"
+        raise UnknownStructure(
+            f"{type(model).__name__}: one list of {count} decoder blocks is looked for, and {len(found)} are there; "
+            f"its lists of modules are {lists}"
+        )
+    return found[0]
+
+
+def is_sliced(model) -> bool:
+    """Whether the model was sliced: then its blocks read and write in bases of their own, of their own width."""
+    return model.config.model_type.startswith(SLICED)
+
+
+@contextmanager
+def forwards(modules: Sequence[nn.Module], stand_ins: Sequence[Callable]) -> Iterator[None]:
+    """Let `modules` answer with `stand_ins` for a while; what an instance had of its own comes back afterwards."""
+    own = [vars(module).get("forward") for module in modules]
+    try:
+        for module, stand_in in zip(modules, stand_ins, strict=True):
+            module.forward = stand_in
+        yield
+    finally:
+        for module, forward in zip(modules, own, strict=True):
+            if forward is not None:
+                module.forward = forward
+            elif "forward" in vars(module):
+                del module.forward
+
+
+def written(output) -> torch.Tensor:
+    """Hidden states `[n, length, D]` in what a block returns: in transformers 4, some families put them in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def linears(block: nn.Module) -> dict[str, nn.Linear]:
+    """All linear layers of a block by their path in it, in the order of the modules, but for those that slicing added.
+
+    The shortcuts of a sliced block are its residual path, which is neither scored nor quantized. Raises ValueError for
+    a block without linear layers: its weights have few bits already.
+    """
+    found = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+    found = {name: linear for name, linear in found.items() if not name.startswith("shortcuts.")}
+    if not found:
+        raise ValueError("the block has no linear layers: its weights have few bits already, so take the dense model")
+    return found
