@@ -10,28 +10,33 @@ from torch import nn
 
 
 def accuracy(
-    model: nn.Module, tokenizer, tasks: Sequence[str], limit: int | None = None, batch: int = 64
+    model: nn.Module, tokenizer, tasks: Sequence[str], limit: int | None = None, batch: int = 64, data=None
 ) -> pd.DataFrame:
-    """Zero-shot accuracy by lm-eval, one row per task: task, metric, value, stderr, chance, n.
+    """Zero-shot accuracy by lm-eval, one row per task: task, metric, value, stderr, chance, n, data.
 
     The metric is acc_norm where the task has it, else acc, and exact_match for generated answers. `chance` is what
     guessing earns: for a task of the world what the world says, else the mean of 1 / number of choices over the items;
     it is missing where answers are generated. `limit` takes the first items of each task.
+
+    `data` is a folder that holds `NAME.jsonl` for each task, in the columns of the data set on the Hub; its items are
+    asked in place of the Hub's, with lm-eval's own prompts and metrics, and without a network. A group such as mmlu is
+    one file, with the column "subject". The column `data` then has the file's name and hash; it is missing where items
+    are the Hub's or, as those of the world's tasks always are, the package's.
     """
     from layerwise import world
 
-    result = _harness(model, tokenizer, tasks, limit, batch)
-    return pd.DataFrame([_task_row(task, result, world.CHANCE) for task in tasks])
+    result, origins = _harness(model, tokenizer, tasks, limit, batch, data)
+    return pd.DataFrame([_task_row(task, result, world.CHANCE) | {"data": origins.get(task)} for task in tasks])
 
 
 def answers(
-    model: nn.Module, tokenizer, tasks: Sequence[str], limit: int | None = None, batch: int = 64
+    model: nn.Module, tokenizer, tasks: Sequence[str], limit: int | None = None, batch: int = 64, data=None
 ) -> pd.DataFrame:
     """The items behind `accuracy`, one row each: task, item (its number in the task), correct (1 or 0).
 
     Two models are compared on the same items: the differences of `correct` vary less than two accuracies do.
     """
-    result = _harness(model, tokenizer, tasks, limit, batch)
+    result, _ = _harness(model, tokenizer, tasks, limit, batch, data)
     rows = []
     for task in tasks:
         metric, kind = _metric(task, result)
@@ -40,15 +45,15 @@ def answers(
     return pd.DataFrame(rows)
 
 
-def _harness(model, tokenizer, tasks, limit, batch) -> dict:
-    """lm-eval's results of `tasks`, zero-shot, samples included."""
+def _harness(model, tokenizer, tasks, limit, batch, data) -> tuple[dict, dict[str, str]]:
+    """lm-eval's results of `tasks`, zero-shot, samples included; and of the tasks with items of `data`, which."""
     from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from layerwise import world
+    from layerwise import local_tasks, world
 
-    with _quiet("lm_eval", "datasets"):
+    with _quiet("lm_eval", "datasets"), contextlib.ExitStack() as stack:
         # Indexing lm-eval's own thousands of tasks takes seconds; it is done only when one of them is asked for.
         ours_only = all(task.startswith("world_") for task in tasks)
         manager = TaskManager(include_path=str(world.TASK_PATH), include_defaults=not ours_only)
@@ -61,7 +66,12 @@ def _harness(model, tokenizer, tasks, limit, batch) -> dict:
                     f"unknown task {task!r}.{hint} The world's tasks are {', '.join(world.TASKS)}; others go by their "
                     "name in lm-eval."
                 )
-        return evaluator.simple_evaluate(
+        origins = {}
+        if data is not None and not ours_only:
+            others = [task for task in tasks if not task.startswith("world_")]
+            made, origins = stack.enter_context(local_tasks.stand_ins(others, data, manager.task_index))
+            manager = TaskManager(include_path=[str(world.TASK_PATH), str(made)], include_defaults=False)
+        result = evaluator.simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
             tasks=list(tasks),
             num_fewshot=0,
@@ -72,6 +82,7 @@ def _harness(model, tokenizer, tasks, limit, batch) -> dict:
             numpy_random_seed=None,
             torch_random_seed=None,
         )
+    return result, origins
 
 
 # Reading lm-eval's results.
