@@ -3,16 +3,19 @@
 import contextlib
 import difflib
 import logging
+import warnings
 from collections.abc import Sequence
 
 import pandas as pd
 from torch import nn
 
+from layerwise import world
+
 
 def accuracy(
     model: nn.Module, tokenizer, tasks: Sequence[str], limit: int | None = None, batch: int = 64, data=None
 ) -> pd.DataFrame:
-    """Zero-shot accuracy by lm-eval, one row per task: task, metric, value, stderr, chance, n, data.
+    """Zero-shot accuracy by lm-eval, one row per task: task, metric, value, stderr, chance, n, cut, data.
 
     The metric is acc_norm where the task has it, else acc, and exact_match for generated answers. `chance` is what
     guessing earns: for a task of the world what the world says, else the mean of 1 / number of choices over the items;
@@ -22,9 +25,13 @@ def accuracy(
     asked in place of the Hub's, with lm-eval's own prompts and metrics, and without a network. A group such as mmlu is
     one file, with the column "subject". The column `data` then has the file's name and hash; it is missing where items
     are the Hub's or, as those of the world's tasks always are, the package's.
-    """
-    from layerwise import world
 
+    A prompt that is longer than the model's positions loses its beginning, as in lm-eval: `cut` says how many of the n
+    items have such a prompt, and a warning does. Model and tokenizer are left as they are.
+
+    Raises ValueError, before any work, for a task that lm-eval doesn't know or that `data` has no file of, for items
+    without what the task asks, for a tokenizer without any special token, and where answers fill all positions.
+    """
     result, origins = _harness(model, tokenizer, tasks, limit, batch, data)
     return pd.DataFrame([_task_row(task, result, world.CHANCE) | {"data": origins.get(task)} for task in tasks])
 
@@ -32,48 +39,46 @@ def accuracy(
 def answers(
     model: nn.Module, tokenizer, tasks: Sequence[str], limit: int | None = None, batch: int = 64, data=None
 ) -> pd.DataFrame:
-    """The items behind `accuracy`, one row each: task, item (its number in the task), correct (1 or 0).
+    """The items behind `accuracy`, one row each: task, item (its number in the task), correct (1 or 0), data.
 
     Two models are compared on the same items: the differences of `correct` vary less than two accuracies do.
     """
-    result, _ = _harness(model, tokenizer, tasks, limit, batch, data)
+    result, origins = _harness(model, tokenizer, tasks, limit, batch, data)
     rows = []
     for task in tasks:
         metric, kind = _metric(task, result)
-        samples = enumerate(_samples(task, result, kind))
-        rows += [{"task": task, "item": i, "correct": float(sample[metric])} for i, sample in samples]
+        for i, sample in enumerate(_samples(task, result, kind)):
+            rows.append({"task": task, "item": i, "correct": float(sample[metric]), "data": origins.get(task)})
     return pd.DataFrame(rows)
 
 
 def _harness(model, tokenizer, tasks, limit, batch, data) -> tuple[dict, dict[str, str]]:
-    """lm-eval's results of `tasks`, zero-shot, samples included; and of the tasks with items of `data`, which."""
+    """lm-eval's results of `tasks`, zero-shot, samples included; and where the items of tasks are from `data`, which.
+
+    A sample has one field more than lm-eval's: `cut`, whether a prompt of it was too long for the model.
+    """
     from lm_eval import evaluator
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from layerwise import local_tasks, world
+    from layerwise import local_tasks
+    from layerwise.harness import Harness
 
-    with _quiet("lm_eval", "datasets"), contextlib.ExitStack() as stack:
+    others = [task for task in tasks if not task.startswith("world_")]
+    with _quiet("lm_eval", "datasets"), _mode_of(model), contextlib.ExitStack() as stack:
         # Indexing lm-eval's own thousands of tasks takes seconds; it is done only when one of them is asked for.
-        ours_only = all(task.startswith("world_") for task in tasks)
-        manager = TaskManager(include_path=str(world.TASK_PATH), include_defaults=not ours_only)
-        known = set(manager.all_tasks)
-        for task in tasks:
-            if task not in known:
-                near = difflib.get_close_matches(task, known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise ValueError(
-                    f"unknown task {task!r}.{hint} The world's tasks are {', '.join(world.TASKS)}; others go by their "
-                    "name in lm-eval."
-                )
+        manager = TaskManager(include_path=str(world.TASK_PATH), include_defaults=bool(others))
+        _check_names(tasks, manager)
         origins = {}
-        if data is not None and not ours_only:
-            others = [task for task in tasks if not task.startswith("world_")]
+        if data is not None and others:
             made, origins = stack.enter_context(local_tasks.stand_ins(others, data, manager.task_index))
             manager = TaskManager(include_path=[str(world.TASK_PATH), str(made)], include_defaults=False)
+        lm = Harness(model, tokenizer, batch)
+        built = {task: _built(task, manager, origins.get(task)) for task in tasks}
+        for loaded in built.values():
+            lm.check_room(loaded["tasks"])
         result = evaluator.simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
-            tasks=list(tasks),
+            model=lm,
+            tasks=[loaded["groups"].get(task) or loaded["tasks"][task] for task, loaded in built.items()],
             num_fewshot=0,
             limit=limit,
             task_manager=manager,
@@ -82,7 +87,56 @@ def _harness(model, tokenizer, tasks, limit, batch, data) -> tuple[dict, dict[st
             numpy_random_seed=None,
             torch_random_seed=None,
         )
+    for samples in result["samples"].values():
+        for sample in samples:
+            sample["cut"] = any(map(lm.was_cut, sample["arguments"]))
+    for task in tasks:
+        samples = _samples(task, result, _metric(task, result)[1])
+        if cut := sum(sample["cut"] for sample in samples):
+            warnings.warn(
+                f"{task}: {cut} of {len(samples)} items have a prompt longer than the {lm.max_length} positions of "
+                "the model, which saw only its end",
+                stacklevel=3,
+            )
     return result, origins
+
+
+def _check_names(tasks, manager):
+    known = set(manager.all_tasks) - set(manager.all_tags)
+    for task in tasks:
+        if task in manager.all_tags:
+            there = ", ".join(sorted(manager.task_index[task].tags))
+            raise ValueError(
+                f"{task!r} is a name for several tasks of lm-eval, not a task: name those you want of {there}"
+            )
+        if task not in known:
+            near = difflib.get_close_matches(task, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"unknown task {task!r}.{hint} The world's tasks are {', '.join(world.TASKS)}; others go by their "
+                "name in lm-eval."
+            )
+
+
+def _built(task, manager, origin):
+    """A task with its items, as lm-eval loads it, which asks the first of them for all that the task needs."""
+    try:
+        return manager.load([task])
+    except Exception as error:
+        if origin is None:
+            raise
+        raise ValueError(f"the items of {origin} are not such as lm-eval's {task} asks: {error}") from error
+
+
+@contextlib.contextmanager
+def _mode_of(model):
+    """Put every part of the model back into the mode, training or evaluation, that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 # Reading lm-eval's results.
@@ -100,6 +154,7 @@ def _task_row(task, result, stated):
         "stderr": float("nan") if stderr in (None, "N/A") else stderr,
         "chance": _chance(task, configs, samples, stated),
         "n": len(samples),
+        "cut": sum(sample["cut"] for sample in samples),
     }
 
 

@@ -16,7 +16,7 @@ def read(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}. Convert it, as by "
-            f"`iconv -f latin1 -t utf-8`, which says what it is in now"
+            "`iconv -f latin1 -t utf-8` if it is Latin-1"
         ) from error
 
 
