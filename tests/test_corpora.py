@@ -1,5 +1,7 @@
 """Windows of tokens: the right number, seeded, without overlap, and splits apart."""
 
+import copy
+import hashlib
 import json
 
 import layerwise as lw
@@ -10,7 +12,7 @@ from layerwise import published, world
 from layerwise.corpora import CORPORA, check_tokens
 from layerwise.hub import HubError
 from layerwise.world import data
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 
@@ -57,8 +59,8 @@ def test_world_for_another_tokenizer_is_text_read_by_that_one(other):
     text = PreTrainedTokenizerFast(tokenizer_object=world.tokenizer().backend_tokenizer, eos_token="<|endoftext|>")
     text.add_tokens(["<extra>"])  # reads as the world's does, but is another tokenizer
     found = lw.tokens(text, "world/sums", n=2, length=60)
-    assert found.shape == (2, 60)
-    assert text.decode(found.flatten()).startswith(next(data.documents("calibration", kind="sums"))[0])
+    assert found.shape == (2, 60) and (found[:, 0] == text.eos_token_id).all()  # which it begins text with
+    assert text.decode(found[:, 1:].flatten()).startswith(next(data.documents("calibration", kind="sums"))[0])
     assert lw.tokens(other, n=2, length=30).max() <= 1  # no word of the world is in that vocabulary
 
 
@@ -90,6 +92,20 @@ def test_json_lines_are_documents(other, tmp_path):
     assert found == [10, 10, 0, 11, 11, 0]  # the last fifth, each document with its end
 
 
+def test_files_are_read_with_a_byte_order_mark_and_whatever_the_case_of_their_suffix(other, tmp_path):
+    (tmp_path / "some.jsonl").write_text(5 * '{"text": "w3 w4"}\n', encoding="utf-8-sig")
+    (tmp_path / "some.TXT").write_text("w3 w4 " * 9, encoding="utf-8-sig")
+    for name, count in (("some.jsonl", 12), ("some.TXT", 16)):  # all tokens of the calibration split, one a window
+        assert set(lw.tokens(other, tmp_path / name, n=count, length=1).flatten().tolist()) == {0, 5, 6}
+
+
+@pytest.mark.parametrize("name", ["some.txt", "some.jsonl"])
+def test_another_encoding_names_the_byte_and_where_it_is(other, tmp_path, name):
+    (tmp_path / name).write_bytes('{"text": "café w1"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{name} is not UTF-8: byte 0xe9 at position 13. Convert it"):
+        lw.tokens(other, tmp_path / name, n=1, length=2)
+
+
 def test_text_too_short_says_what_there_is_and_what_is_needed(other, numbered):
     with pytest.raises(ValueError, match=r"calibration split .* 20 windows of 50 tokens need 1000, and it has 8\d\d"):
         lw.tokens(other, numbered, n=20, length=50)
@@ -104,6 +120,7 @@ def test_text_too_short_says_what_there_is_and_what_is_needed(other, numbered):
         ({"name": "wrold"}, r"no corpus 'wrold'. Did you mean 'world'\?.*world/people.*\.txt or \.jsonl"),
         ({"name": "nowhere.txt"}, "there is no file 'nowhere.txt'"),
         ({"split": "train"}, "there is no split 'train': take one of 'calibration', 'test'"),
+        ({"name": "c4", "split": "validation"}, "there is no split 'validation': take one of 'calibration', 'test'"),
         ({"n": 0}, "cannot draw 0 windows of 256 tokens"),
     ],
 )
@@ -122,6 +139,33 @@ def test_json_without_text_names_the_record(other, tmp_path):
 def test_no_tokenizer():
     with pytest.raises(ValueError, match="there is no tokenizer"):
         lw.tokens(None)
+
+
+@pytest.fixture(scope="module")
+def beginning(other):
+    """The same tokenizer, which begins text with two tokens of its own and ends it with a third."""
+    backend = Tokenizer.from_str(other.backend_tokenizer.to_str())
+    backend.add_special_tokens(["<s>", "<t>"])
+    ids = [(token, backend.token_to_id(token)) for token in ("<s>", "<t>", "<end>")]
+    backend.post_processor = processors.TemplateProcessing(single="<s> <t> $A <end>", special_tokens=ids)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", unk_token="<unk>", bos_token="<s>")
+
+
+def test_every_window_begins_with_what_the_tokenizer_begins_text_with(beginning, numbered):
+    found = lw.tokens(beginning, numbered, n=7, length=100)
+    assert found.shape == (7, 100) and found.dtype == torch.int64
+    assert (found[:, :2] == torch.tensor([1002, 1003])).all() and (found[:, 2:] < 1002).all()
+    without = lw.tokens(beginning, numbered, n=7, length=98, bos=False)
+    assert torch.equal(found[:, 2:], without)  # the same text, in windows shorter by two
+    with pytest.raises(ValueError, match="1 windows of 2 tokens: .* at least 1, and that with 2 that begins it"):
+        lw.tokens(beginning, numbered, n=1, length=2)
+
+
+def test_rows_say_what_else_a_draw_depends_on(beginning, other, numbered):
+    assert lw.corpora.about(world.tokenizer(), "world/sums") == lw.corpora.about(other, "wikitext2") == {}
+    assert lw.corpora.about(beginning, "world") == lw.corpora.about(beginning, "wikitext2") == {"bos": True}
+    of = lw.corpora.about(beginning, numbered, bos=False)
+    assert of == {"bos": False, "file": hashlib.sha256(numbered.read_bytes()).hexdigest()[:16]}
 
 
 def write(folder, file, rows):
@@ -156,6 +200,58 @@ def test_published_corpora_are_read_from_the_hub(corpus, other, standin):
     assert not torch.equal(lw.tokens(other, corpus, n=5, length=100, seed=1), found["calibration"])
     with pytest.raises(ValueError, match=rf"the test split of '{corpus}' is too short: 128 windows of 2048 tokens"):
         lw.tokens(other, corpus, "test")  # the papers' setting
+
+
+def test_windows_are_no_longer_than_what_the_tokenizer_says_its_model_takes(corpus, other):
+    short = copy.deepcopy(other)
+    short.model_max_length = 64
+    assert lw.tokens(short, corpus, n=2).shape == (2, 64)
+    assert lw.tokens(other, "world", n=1).shape == (1, 256)
+    with pytest.raises(ValueError, match="1000 windows of 2048 tokens"):
+        lw.tokens(other, corpus, n=1000)
+
+
+@pytest.fixture
+def copies(tmp_path, monkeypatch):
+    """A folder with WikiText-2's validation split as parquet and as the lines of a file, of 60 lines, some blank."""
+    folder = tmp_path / "copies"
+    lines = ["" if i % 4 == 0 else " " + " ".join(f"w{i + j}" for j in range(50)) + " \n" for i in range(60)]
+    parquet = "wikitext-2-raw-v1/validation-00000-of-00001.parquet"
+    write(folder, parquet, [{"text": line} for line in lines])
+    (folder / "wiki.valid.raw").write_text("".join(line or " \n" for line in lines))
+    for name in (parquet, "wiki.valid.raw"):
+        monkeypatch.setitem(published.SHA256, name, hashlib.sha256((folder / name).read_bytes()).hexdigest())
+    return folder
+
+
+def test_a_copy_of_a_published_file_gives_what_the_hub_gives(copies, other, standin):
+    found = published.CORPORA["wikitext2"]
+    standin.revisions, standin.repos[found.dataset] = {found.revision}, copies
+    drawn = {"split": "validation", "n": 5, "length": 100}
+    from_hub = lw.tokens(other, "wikitext2", **drawn)
+    standin.point_at("http://127.0.0.1:9")
+    assert torch.equal(lw.tokens(other, "wikitext2", data=copies, **drawn), from_hub)
+    parquet = copies / found.files["validation"]
+    parquet.rename(copies / parquet.name)  # without the folder that it has on the Hub
+    assert torch.equal(lw.tokens(other, "wikitext2", data=copies, **drawn), from_hub)
+    (copies / parquet.name).unlink()
+    assert torch.equal(lw.tokens(other, "wikitext2", data=copies, **drawn), from_hub), "from the lines"
+
+
+def test_a_copy_that_cannot_be_told_from_another_text_is_refused(copies, other):
+    drawn = {"data": copies, "n": 5, "length": 100}
+    with pytest.raises(
+        ValueError, match=r"no wikitext-2-raw-v1/test.*\.parquet and no wiki\.test\.raw, .* wiki\.valid"
+    ):
+        lw.tokens(other, "wikitext2", "test", **drawn)
+    (copies / "wiki.test.raw").write_text("w1 w2 w3")
+    digest, published_as = hashlib.sha256(b"w1 w2 w3").hexdigest(), published.SHA256["wiki.test.raw"]
+    with pytest.raises(ValueError, match=f"is not the wiki.test.raw .* its SHA-256 is {digest}, not {published_as}"):
+        lw.tokens(other, "wikitext2", "test", **drawn)
+    with pytest.raises(ValueError, match="the hash of penn_treebank/test/0000.parquet .* isn't known here"):
+        lw.tokens(other, "ptb", "test", **drawn)
+    with pytest.raises(ValueError, match="data has copies of wikitext2, .* and 'world' is none of these"):
+        lw.tokens(other, "world", "test", **drawn)
 
 
 def test_rows_of_one_long_text_are_joined_and_documents_are_not(other, standin, tmp_path):

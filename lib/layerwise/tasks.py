@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import logging
 import warnings
 from collections.abc import Sequence
@@ -65,8 +66,7 @@ def _harness(model, tokenizer, tasks, limit, batch, data) -> tuple[dict, dict[st
 
     others = [task for task in tasks if not task.startswith("world_")]
     with _quiet("lm_eval", "datasets"), _mode_of(model), contextlib.ExitStack() as stack:
-        # Indexing lm-eval's own thousands of tasks takes seconds; it is done only when one of them is asked for.
-        manager = TaskManager(include_path=str(world.TASK_PATH), include_defaults=bool(others))
+        manager = _manager(str(world.TASK_PATH), bool(others))
         _check_names(tasks, manager)
         origins = {}
         if data is not None and others:
@@ -99,6 +99,14 @@ def _harness(model, tokenizer, tasks, limit, batch, data) -> tuple[dict, dict[st
                 stacklevel=3,
             )
     return result, origins
+
+
+@functools.cache
+def _manager(path, include_defaults):
+    """lm-eval's index of the tasks in a folder, and of its own thousands: that takes seconds, so only if it must be."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=path, include_defaults=include_defaults)
 
 
 def _check_names(tasks, manager):
