@@ -61,7 +61,7 @@ class Published:
                 if path.is_file():
                     return _checked(path, name)
         there = ", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing"
-        raise ValueError(f"{folder} has no {' and no '.join(names)}, of which one is needed; there is {there}")
+        raise ValueError(f"{folder} has no {' or '.join(names)}; there is {there}")
 
 
 def _checked(path: Path, name: str) -> Path:
