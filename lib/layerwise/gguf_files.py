@@ -16,12 +16,7 @@ import transformers
 from gguf import GGUFReader
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
-from transformers.modeling_gguf_pytorch_utils import (
-    GGUF_SUPPORTED_ARCHITECTURES,
-    TENSOR_PROCESSORS,
-    TensorProcessor,
-    get_gguf_hf_weights_map,
-)
+from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from layerwise import devices, reading
@@ -150,11 +145,17 @@ def _dtype(file: GGUFReader) -> torch.dtype:
 
 
 def _left_out(file: GGUFReader, empty: nn.Module) -> list[str]:
-    """Tensors of a file that transformers doesn't put anywhere."""
-    processor = TENSOR_PROCESSORS.get(said(file, "general.architecture"), TensorProcessor)
-    known = get_gguf_hf_weights_map(empty, processor(config=empty.config.to_dict()))
-    names = [tensor.name for tensor in file.tensors if tensor.name not in (ROTARY, "output.weight")]
-    return [name for name in names if not {name, name.removesuffix(".weight")} & known.keys()]
+    """Tensors of a file that no tensor of the model has the name of."""
+    kind = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[said(file, "general.architecture")]
+    names = gguf.get_tensor_name_map(kind, empty.config.num_hidden_layers)
+    known = {ROTARY, "output.weight"}  # the latter is there of tied heads too
+    for path in empty.state_dict():
+        parts = path.split(".")  # gguf knows some with and some without what is before
+        tails = (names.get_name(".".join(parts[i:]), (".weight", ".bias")) for i in range(len(parts)))
+        known |= {tail for tail in tails if tail}
+    experts = any(".experts." in path for path in empty.state_dict())  # which transformers puts together by itself
+    found = [tensor.name for tensor in file.tensors if tensor.name not in known]
+    return [name for name in found if not (experts and "_exps" in name)]
 
 
 def _llama3(path: Path, config: PretrainedConfig, divisors: np.ndarray) -> dict:

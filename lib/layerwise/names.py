@@ -86,6 +86,6 @@ def _unknown(name: str, also: str = "") -> str:
     listed = ", ".join(embedded()) or "none in this installation"
     return (
         f"there is no {kind} model {name!r}{', ' + also if also else ''}.{hint} Embedded models: {listed}. Packaged "
-        f"models: {', '.join(packaged.packaged())}. A local folder with config.json and model.safetensors works too, or "
-        "a GGUF file, and so does a Hub id such as 'organisation/model' where the Hub can be reached"
+        f"models: {', '.join(packaged.packaged())}. A local folder with config.json and model.safetensors or a GGUF "
+        "file works too, and so does a Hub id such as 'organisation/model' where the Hub can be reached"
     )

@@ -59,8 +59,8 @@ def compress_checkpoint(
     """
     if (local := names.place(os.fspath(source))) and gguf_files.is_named_so(local):
         raise ValueError(
-            f"{source} is a GGUF file, which can only be read whole: take lw.compress, or lw.load it once, lw.save it, and "
-            "compress that folder"
+            f"{source} is a GGUF file, which can only be read whole: take lw.compress; or lw.load and lw.save it where "
+            "there is room, and compress that folder"
         )
     config = configuration(source, revision)  # without the weights: what can't be done is refused before they come
     if getattr(config, "quantization_config", None):
