@@ -30,7 +30,7 @@ def text(wheel, tmp_path_factory):
     """Windows of a text that is in every clone."""
     file = tmp_path_factory.mktemp("text") / "README.txt"
     file.write_text(README.read_text())
-    return lw.tokens(wheel[2], str(file), n=8, length=96)
+    return lw.tokens(wheel[2], str(file), n=4, length=96)
 
 
 def test_it_answers_in_its_own_format(wheel):
