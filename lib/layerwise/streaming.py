@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from layerwise import hub, slicing
+from layerwise import gguf_files, hub, names, slicing
 from layerwise.compression import check_plan, check_quantizer
 from layerwise.devices import accelerator, finite
 from layerwise.folders import DamagedModel, check_target, places, put_in_place
@@ -55,8 +55,13 @@ def compress_checkpoint(
     hidden states of all tokens, `[n, length, D]`, and what a PCA and a rotated embedding take, in float64 and float32.
 
     Raises what `load` and `compress` raise, and ValueError for a quantizer that looks at text ("gptq", "outliers"),
-    which needs the whole model.
+    which needs the whole model, and for a GGUF file, which can only be read whole.
     """
+    if (local := names.place(os.fspath(source))) and gguf_files.is_named_so(local):
+        raise ValueError(
+            f"{source} is a GGUF file, which can only be read whole: take lw.compress; or lw.load and lw.save it where "
+            "there is room, and compress that folder"
+        )
     config = configuration(source, revision)  # without the weights: what can't be done is refused before they come
     if getattr(config, "quantization_config", None):
         raise ValueError("the checkpoint's weights have few bits already: compress the dense model, by a plan of all")
