@@ -18,8 +18,9 @@ from layerwise import devices
 from layerwise.passes import Head
 
 KEPT = 0.5  # of the memory that is free, what logits that are kept may take
-CACHED = 2**24, 2**22  # bytes of logits, and of a float32 copy of some, that are made at once
-LAUNCHED = 2**26, 2**25  # the same on an accelerator, where it counts how often something is launched
+LOGITS = 2**25  # bytes of logits that are made at once: a product of fewer rows is slower
+FLOATS = 2**19  # bytes of a float32 copy of some, for each thread: a few of these fit into a core's cache
+LAUNCHED = 2**26  # bytes of both on an accelerator, where it counts how often something is launched
 
 
 class Window:
@@ -41,7 +42,7 @@ class Window:
 
     def rows(self) -> list[slice]:
         """All positions, in parts whose logits are made at once."""
-        return _parts(len(self), self.bytes // len(self), _most(self.states)[0])
+        return _parts(len(self), self.bytes // len(self), LOGITS if _cached(self.states) else LAUNCHED)
 
     def logits(self, rows: slice) -> Tensor:
         return self.head(self.read, self.states[rows]) if self.kept is None else self.kept[rows]
@@ -102,7 +103,7 @@ def differences(predicted: Sequence[Window], reference: Sequence[Window], tokens
             p, targets = window.logits(rows).to(q.device), text[1:][rows].to(q.device)
             for few in _few(q):
                 log_p, log_q = (F.log_softmax(x[few].float(), dim=-1) for x in (p, q))
-                change = log_q - log_p
+                change = torch.sub(log_q, log_p, out=log_p)
                 changes.append(change.gather(1, targets[few, None]).squeeze(1))
                 divergences.append(log_q.exp_().mul_(change).sum(dim=-1))
         loss.append(_mean(changes))
@@ -117,16 +118,17 @@ def _mean(per_position: list[Tensor]) -> Tensor:
 
 def _few(logits: Tensor) -> list[slice]:
     """The rows of `logits` `[m, V]`, in parts of which float32 copies are made at once."""
-    return _parts(len(logits), 4 * logits.shape[1], _most(logits)[1])
+    return _parts(len(logits), 4 * logits.shape[1], torch.get_num_threads() * FLOATS if _cached(logits) else LAUNCHED, torch.get_num_threads())
 
 
-def _most(tensor: Tensor) -> tuple[int, int]:
-    return CACHED if tensor.device.type == "cpu" else LAUNCHED
+def _cached(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
-def _parts(count: int, each: int, most: int) -> list[slice]:
-    """`count` rows of `each` bytes, in equal parts of about `most` bytes."""
-    size = -(-count // max(1, round(count * each / most)))
+def _parts(count: int, each: int, most: int, least: int = 1) -> list[slice]:
+    """`count` rows of `each` bytes, in equal parts of up to `most` bytes, or `least` rows."""
+    size = max(most // each, least)
+    size = -(-count // -(-count // size))
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
