@@ -22,6 +22,7 @@ _FUNCTIONS = {
     "Plan": "plans",
     "Layer": "plans",
     "Assembly": "assembly",
+    "Reference": "evaluation",
     "perplexity": "evaluation",
     "compare": "evaluation",
     "accuracy": "tasks",

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise import devices, evaluation, structure
+from layerwise import devices, evaluation, predictions, structure
 from layerwise.compression import check_fits
-from layerwise.passes import Passes
+from layerwise.passes import Head, Passes
 from layerwise.plans import Plan
 from layerwise.quantization import packed, quantizer
 from layerwise.quantization.blockwise import check, each_block
@@ -38,35 +38,40 @@ class Assembly:
         devices.check_present(model)
         own = list(structure.blocks(model))
         self.blocks: dict[int | None, list[nn.Module]] = {None: own}
-        for bits in dict.fromkeys(widths):
-            if hasattr(self.quantizer, "widths"):
-                check(self.quantizer, model, [bits] * len(own))
-            done = each_block(self.quantizer, model, [bits] * len(own), copies=True)
-            self.blocks[bits] = [_unpacked(block, dense) for block, dense in zip(done, own, strict=True)]
+        with structure.evaluating(model):
+            for bits in dict.fromkeys(widths):
+                if hasattr(self.quantizer, "widths"):
+                    check(self.quantizer, model, [bits] * len(own))
+                done = each_block(self.quantizer, model, [bits] * len(own), copies=True)
+                self.blocks[bits] = [_unpacked(block, dense) for block, dense in zip(done, own, strict=True)]
 
     def compare(self, plans: Sequence[Plan], tokens: Tensor, batch: int = 8) -> tuple[np.ndarray, np.ndarray]:
         """Each plan against the dense model, by window of `tokens` `[n, length]`: (loss, KL), float64 `[plans, n]`.
 
         Both are those of `lw.compare`, in nats per predicted token, positive = worse than dense. Equal plans are run
-        once, and of plans that begin alike the beginning is run once.
+        once, and of plans that begin alike the beginning is run once. One batch of the dense model's logits is kept if
+        they take no more than half of the memory that is free.
         """
         evaluation.check(self.model, tokens)
         choices = [self._choice(plan) for plan in plans]
         order = _neighbours(choices)
-        parts = tokens.split(batch)
+        parts, head = tokens.split(batch), Head(self.model)
         found: dict[tuple, list[list[Tensor]]] = {choice: [[], []] for choice in order}
         with (
             torch.inference_mode(),
+            structure.evaluating(self.model),
             tqdm(total=len(parts) * len(order), desc="plans", unit="pass", leave=False, disable=None) as bar,
         ):
             for part in parts:
                 passes, before = Passes(self.model, part), (None,) * len(self.blocks[None])
-                dense = passes.run(0, self._modules(before))
+                dense = planned = predictions.windows(head, passes.run(0, self._modules(before)))
+                predictions.keep(dense, predictions.room(self.model))
                 for choice in order:
                     start = _first_difference(before, choice)
-                    logits = dense if start is None else passes.run(start, self._modules(choice)[start:])
-                    before = before if start is None else choice
-                    for kept, values in zip(found[choice], evaluation.differences(logits, dense, part), strict=True):
+                    if start is not None:
+                        planned = predictions.windows(head, passes.run(start, self._modules(choice)[start:]))
+                        before = choice
+                    for kept, values in zip(found[choice], predictions.differences(planned, dense, part), strict=True):
                         kept.append(values)
                     bar.update()
         loss, kl = (np.stack([torch.cat(found[choice][k]).numpy() for choice in choices]) for k in (0, 1))
@@ -77,7 +82,7 @@ class Assembly:
         """The model with the blocks of the plan, for a while: for whatever wants a model, such as `lw.accuracy`."""
         modules = self._modules(self._choice(plan))
         forwards = [module.forward for module in modules]
-        with structure.forwards(self.blocks[None], forwards):
+        with structure.evaluating(self.model), structure.forwards(self.blocks[None], forwards):
             yield self.model
 
     def _choice(self, plan: Plan) -> tuple[int | None, ...]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise import devices, evaluation, stats, structure
-from layerwise.passes import Passes
+from layerwise import devices, evaluation, predictions, stats, structure
+from layerwise.passes import Head, Passes
 from layerwise.quantization import RTN
 from layerwise.quantization.packed import dequantized
 
@@ -37,7 +37,8 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
     to N bits by the quantizer `RTN`), or a function of one's own, which gets a copy of the block and returns the module
     to put in its place. `model` itself stays as it is, bit by bit, also when this is interrupted.
 
-    Memory beside the model: the hidden states entering each block for one batch, two batches of logits, one block.
+    Memory beside the model: the hidden states entering each block for one batch, one block, and one batch of the dense
+    model's logits if they take no more than half of what is free.
 
     Raises ValueError for a sliced model, tokens that it can't read, an unknown kind, and kinds other than
     "removed" for a model that was spread over devices.
@@ -48,20 +49,22 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
     makers = {_label(kind): _maker(kind) for kind in kinds}
     if len(makers) < len(kinds):
         raise ValueError(f"two kinds of damage share a name: {', '.join(map(_label, kinds))}; name the functions apart")
-    blocks = list(structure.blocks(model))
+    blocks, head = list(structure.blocks(model)), Head(model)
     parts = tokens.split(batch)
     found = []
     with (
         torch.inference_mode(),
+        structure.evaluating(model),
         tqdm(total=len(parts) * len(blocks) * len(makers), desc="damage", leave=False, disable=None) as bar,
     ):
         for start, part in zip(range(0, len(tokens), batch), parts, strict=True):
             passes = Passes(model, part)
-            dense = passes.run(0, blocks)
+            dense = predictions.windows(head, passes.run(0, blocks))
+            predictions.keep(dense, predictions.room(model))
             for i, block in enumerate(blocks):
                 for label, make in makers.items():
-                    damaged = passes.run(i, [make(block)], keep=False)
-                    loss, kl = evaluation.differences(damaged, dense, part)
+                    damaged = predictions.windows(head, passes.run(i, [make(block)], keep=False))
+                    loss, kl = predictions.differences(damaged, dense, part)
                     windows = range(start, start + len(part))
                     found += zip([i] * len(part), [label] * len(part), windows, kl.tolist(), loss.tolist(), strict=True)
                     bar.update()
@@ -76,24 +79,29 @@ def removal_order(model: nn.Module, tokens: Tensor, batch: int = 8) -> np.ndarra
     Each time that one goes without which the loss on `tokens` `[n, length]` is least, measured anew among those that
     are left, as in SLEB (arXiv 2402.09025); the later one if two are equal. It is an importance, so that
     `lw.plans.drop(shape, lw.damage.removal_order(model, tokens), k)` removes the first `k`. It takes L^2 / 2 passes
-    over the tokens, each from the removed block on; the memory is that of `by_window`.
+    over the tokens, each from the removed block on. Memory beside the model: the hidden states entering each block for
+    one batch.
 
     Raises ValueError as `by_window` does.
     """
     _check(model, tokens)
-    every = list(structure.blocks(model))
+    every, head = list(structure.blocks(model)), Head(model)
     standing, left = list(every), list(range(len(every)))
     order = np.full(len(every), len(every) - 1.0)
     total = (len(every) * (len(every) + 1) // 2 - 1) * len(tokens.split(batch))
-    with torch.inference_mode(), tqdm(total=total, desc="removal", leave=False, disable=None) as bar:
+    with (
+        torch.inference_mode(),
+        structure.evaluating(model),
+        tqdm(total=total, desc="removal", leave=False, disable=None) as bar,
+    ):
         for step in range(len(every) - 1):
             lost = dict.fromkeys(left, 0.0)
             for part in tokens.split(batch):
                 passes = Passes(model, part)
                 passes.run(0, standing)
                 for i in left:
-                    logits = passes.run(i, [_Removed(), *standing[i + 1 :]], keep=False)
-                    lost[i] += evaluation.losses(logits, part).sum().item()
+                    read = passes.run(i, [_Removed(), *standing[i + 1 :]], keep=False)
+                    lost[i] += predictions.losses(predictions.windows(head, read), part).sum().item()
                     bar.update()
             gone = min(left, key=lambda i: (lost[i], -i))
             standing[gone], order[gone] = _Removed(), step

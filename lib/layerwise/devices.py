@@ -32,16 +32,16 @@ def accelerator() -> str:
 def limits(weights: float, device: torch.device) -> dict[int | str, int] | None:
     """Bytes that weights may take on each device, by accelerate's names, if `device` has no room for `weights` bytes;
     None if it has."""
-    if weights <= FITS * _free(device):
+    if weights <= FITS * free(device):
         return None
     gc.collect()  # models that were spread before refer to themselves, and are not gone until now
     getattr(torch.get_device_module(device), "empty_cache", lambda: None)()
-    if weights <= FITS * _free(device):
+    if weights <= FITS * free(device):
         return None
-    return {place: int(SPREAD * free) for place, free in get_max_memory().items()}
+    return {place: int(SPREAD * room) for place, room in get_max_memory().items()}
 
 
-def _free(device: torch.device) -> int:
+def free(device: torch.device) -> int:
     """Bytes that can be had on a device."""
     own = torch.get_device_module(device)
     if not hasattr(own, "mem_get_info"):

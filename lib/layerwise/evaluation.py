@@ -1,7 +1,9 @@
 """What a model is worth on text: perplexity, comparison with another model on the same tokens, size.
 
 Tokens are `[n, length]`, one independent window a row; every interval is over windows (see `stats`). Logits are
-taken in float32 whatever the model computes in, sums over tokens in float64, and never more than one batch is kept.
+taken in float32 whatever the model computes in, sums over tokens in float64. Of the logits few are there at a time (see
+`predictions`), so that memory beside the model is what its blocks need for a batch. A model is run in eval mode, and
+has its own mode again afterwards.
 """
 
 import math
@@ -11,10 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from layerwise import corpora, stats
+from layerwise import corpora, passes, predictions, stats, structure
 from layerwise.devices import entrance
 from layerwise.quantization import packed
 from layerwise.quantization.gptq import compressed
@@ -62,27 +63,59 @@ def perplexity(model: nn.Module, tokens: Tensor, batch: int = 8) -> Perplexity:
     return Perplexity(*(math.exp(loss) for loss in stats.mean(window_losses(model, tokens, batch))))
 
 
-def compare(a: nn.Module, b: nn.Module, tokens: Tensor, batch: int = 8) -> Comparison:
+class Reference:
+    """What `model` predicts on `tokens` `[n, length]`, for `compare` with many others: so it is run once.
+
+    Its logits `[n, length - 1, V]` are kept, in its own dtype, while they take no more than half of the memory that is
+    free on its device; `bytes` is what they take. Of windows for which there is no room the hidden states are kept, and
+    the head, but nothing else, is run again each time. Comparisons are the same in every digit. The model must stay as
+    it is. Raises ValueError for tokens that it can't read.
+    """
+
+    def __init__(self, model: nn.Module, tokens: Tensor, batch: int = 8):
+        check(model, tokens)
+        self.model, self.tokens, self.bytes = model, tokens.clone(), 0
+        self.windows: list[predictions.Window] = []
+        head, room = passes.Head(model), predictions.room(model)
+        with torch.inference_mode(), structure.evaluating(model):
+            for part in _batches(tokens, batch, "reference"):
+                new = _predicted(head, part)
+                self.bytes += predictions.keep(new, room - self.bytes)
+                self.windows += new
+
+
+def compare(a: nn.Module, b: nn.Module | Reference, tokens: Tensor, batch: int = 8) -> Comparison:
     """Loss of `a` minus loss of `b`, and KL(b || a), on the same `tokens` `[n, length]`, paired window by window.
 
-    Pairing matters: windows differ in difficulty far more than two versions of a model do on one window.
+    Pairing matters: windows differ in difficulty far more than two versions of a model do on one window. Where many are
+    compared with one, give it as `Reference(b, tokens)`.
+
+    Raises ValueError for models of two vocabularies, tokens that they can't read, logits that are NaN or infinite, and
+    a reference on other tokens.
     """
     loss, kl = window_differences(a, b, tokens, batch)
     return Comparison(*stats.mean(loss), *stats.mean(kl))
 
 
-def window_differences(a: nn.Module, b: nn.Module, tokens: Tensor, batch: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def window_differences(
+    a: nn.Module, b: nn.Module | Reference, tokens: Tensor, batch: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
     """What `compare` averages, for each window of `tokens` `[n, length]`: (loss, KL), float64 `[n]` each."""
+    known = b if isinstance(b, Reference) else None
+    b = b if known is None else known.model
     check(a, tokens)
     check(b, tokens)
     if a.config.vocab_size != b.config.vocab_size:
         sizes = f"{a.config.vocab_size} and {b.config.vocab_size}"
         raise ValueError(f"the models have vocabularies of {sizes} tokens: only models that share one can be compared")
-    found = []
-    with torch.inference_mode():
-        for part in batches(tokens, batch, "comparing"):
-            reference = logits(b, part)
-            found.append(torch.stack(differences(logits(a, part).to(reference.device), reference, part)))
+    if known is not None and not torch.equal(tokens.cpu(), known.tokens.cpu()):
+        raise ValueError("the reference was made on other tokens: compare on those, or make one on these")
+    found, done, heads = [], 0, (passes.Head(a), passes.Head(b))
+    with torch.inference_mode(), structure.evaluating(a, b):
+        for part in _batches(tokens, batch, "comparing"):
+            reference = _predicted(heads[1], part) if known is None else known.windows[done : done + len(part)]
+            found.append(torch.stack(predictions.differences(_predicted(heads[0], part), reference, part)))
+            done += len(part)
     loss, kl = torch.cat(found, dim=1).numpy()
     return loss, kl
 
@@ -90,8 +123,9 @@ def window_differences(a: nn.Module, b: nn.Module, tokens: Tensor, batch: int = 
 def window_losses(model: nn.Module, tokens: Tensor, batch: int = 8) -> Tensor:
     """Mean loss of each window in nats per predicted token, `[n, length] -> float64 [n]`."""
     check(model, tokens)
-    with torch.inference_mode():
-        found = [losses(logits(model, part), part) for part in batches(tokens, batch, "perplexity")]
+    head = passes.Head(model)
+    with torch.inference_mode(), structure.evaluating(model):
+        found = [predictions.losses(_predicted(head, part), part) for part in _batches(tokens, batch, "perplexity")]
     return torch.cat(found)
 
 
@@ -115,54 +149,19 @@ def _stored_bytes(tensor, model):
     return noted.itemsize if noted and computed else tensor.element_size()
 
 
-# The parts of the above that `damage` shares.
-
-
 def check(model: nn.Module, tokens: Tensor) -> None:
-    """Raise unless `tokens` is `[n, length]` with something to predict and all in the model's vocabulary."""
+    """Raise unless `tokens` is `[n, length]` with something to predict, all in the model's vocabulary and positions."""
     corpora.check_tokens(tokens, model.config.vocab_size)
     if tokens.shape[1] < 2:
         raise ValueError("windows of one token leave nothing to predict: take windows of at least 2 tokens")
+    structure.check_positions(model, tokens)
 
 
-def batches(tokens: Tensor, batch: int, label: str) -> Iterator[Tensor]:
+def _batches(tokens: Tensor, batch: int, label: str) -> Iterator[Tensor]:
     """Rows of `tokens`, `batch` at a time, under a progress bar that leaves no trace."""
     yield from tqdm(tokens.split(batch), desc=label, unit="batch", leave=False, disable=None)
 
 
-def logits(model: nn.Module, tokens: Tensor) -> Tensor:
-    """The model's logits for a batch, `[n, length] -> [n, length, vocabulary]`, in the model's own dtype."""
-    return model(input_ids=tokens.to(entrance(model)), use_cache=False).logits
-
-
-def losses(predicted: Tensor, tokens: Tensor) -> Tensor:
-    """Mean next-token loss per window, `[n, length, vocabulary], [n, length] -> float64 [n]` on the CPU."""
-    rows = zip(predicted, tokens.to(predicted.device), strict=True)
-    per_token = (F.cross_entropy(p[:-1].float(), t[1:], reduction="none") for p, t in rows)
-    # To the CPU first: not every device has float64.
-    return _finite(torch.stack([loss.cpu().double().mean() for loss in per_token]))
-
-
-def differences(predicted: Tensor, reference: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """(loss of `predicted` minus loss of `reference`, KL(reference || predicted)) per window, each float64 `[n]`.
-
-    Both are logits `[n, length, vocabulary]`; both means are over the predicted positions and are on the CPU. One
-    window at a time, so that the float32 copies of a large vocabulary stay small.
-    """
-    loss, kl = [], []
-    for p, q, t in zip(predicted, reference, tokens.to(reference.device), strict=True):
-        p, q = (F.log_softmax(x[:-1].float(), dim=-1) for x in (p, q))
-        change = (q - p).gather(1, t[1:, None]).cpu().double().mean()
-        loss.append(change)
-        kl.append((q.exp() * (q - p)).sum(dim=-1).cpu().double().mean())
-    return _finite(torch.stack(loss)), _finite(torch.stack(kl))
-
-
-def _finite(per_window):
-    bad = (~per_window.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(
-            f"the model's logits are not finite in {len(bad)} of {len(per_window)} windows of a batch: its weights or "
-            "activations overflow, so it has no loss (float16 overflows where bfloat16 and float32 don't)"
-        )
-    return per_window
+def _predicted(head: passes.Head, tokens: Tensor) -> list[predictions.Window]:
+    """What a model predicts on a batch of `tokens` `[n, length]`, window by window."""
+    return predictions.windows(head, passes.run(head.model, tokens.to(entrance(head.model))))

@@ -7,17 +7,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from operator import attrgetter
 
+import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from layerwise import architectures, devices, structure
 
 
-def run(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> None:
-    """Run the model without its head on tokens `[n, length]`; where `keep` of that shape is False there is padding."""
+def run(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> ModelOutput:
+    """Run the model without its head on tokens `[n, length]`; where `keep` of that shape is False there is padding.
+
+    Returns what the head reads: `last_hidden_state` `[n, length, D]` of it, after the final norm.
+    """
     attention = None if keep is None else keep.long()
-    model.base_model(input_ids=tokens, attention_mask=attention, use_cache=False)
+    return structure.trunk(model)(input_ids=tokens, attention_mask=attention, use_cache=False)
+
+
+class Head:
+    """The head of a model, with all that its forward does after the blocks, such as a scale or a cap of the logits.
+
+    It is the model's own forward, in which given states stand in for the rest; so it is right in any family.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        stack = model.get_submodule(structure.blocks_path(model).rpartition(".")[0])
+        self.passed_by = list(dict.fromkeys([structure.trunk(model), stack]))  # families call the one or the other
+        self.token = torch.zeros(1, 1, dtype=torch.long, device=devices.entrance(model))  # not looked at
+
+    def __call__(self, read: ModelOutput, states: Tensor) -> Tensor:
+        """Logits of `states` `[m, D]`, some of those in `read`, which `run` gave: `[m, V]` in the model's dtype."""
+        given = replace(read, last_hidden_state=states[None])
+        with structure.forwards(self.passed_by, [lambda *args, **kwargs: given] * len(self.passed_by)):
+            return self.model(input_ids=self.token, use_cache=False).logits[0]
 
 
 def entering(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> tuple[Tensor, list[dict]]:
@@ -71,20 +96,20 @@ class Passes:
         self.entering: list[Tensor | None] = [None] * len(self.blocks)
         self.give: Callable = lambda state: state
 
-    def run(self, start: int, stand_ins: Sequence[Callable], keep: bool = True) -> Tensor:
-        """Logits `[n, length, vocabulary]` with `stand_ins` for the blocks from `start` on, remembering what enters
-        each of these if `keep`. Fewer stand-ins than blocks leave the last blocks as they are in the model."""
+    def run(self, start: int, stand_ins: Sequence[Callable], keep: bool = True) -> ModelOutput:
+        """What the head reads with `stand_ins` for the blocks from `start` on, remembering what enters each of these
+        if `keep`. Fewer stand-ins than blocks leave the last blocks as they are in the model."""
         # Blocks before `start` are passed by; the first one after them takes what is remembered in place of its input.
         forwards = [lambda ignored, *args, **kwargs: self.give(ignored)] * start
         forwards += [self._stand_in(i, module, i == start > 0, keep) for i, module in enumerate(stand_ins, start)]
         with structure.forwards(self.blocks[: len(forwards)], forwards):
-            return self.model(input_ids=self.tokens.to(devices.entrance(self.model)), use_cache=False).logits
+            return run(self.model, self.tokens.to(devices.entrance(self.model)))
 
     def _stand_in(self, i: int, module: Callable, remembered: bool, keep: bool) -> Callable:
         # Looked up now: while the pass runs, what the model's own block is asked for is this stand-in.
         forward = module.forward if isinstance(module, nn.Module) else module
 
-        def run(hidden, *args, **kwargs):
+        def stand_in(hidden, *args, **kwargs):
             hidden = self.entering[i] if remembered else hidden
             if keep:
                 self.entering[i] = hidden
@@ -93,4 +118,4 @@ class Passes:
                 self.give = lambda state: (state,)
             return self.give(structure.written(output))
 
-        return run
+        return stand_in

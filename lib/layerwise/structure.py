@@ -6,11 +6,12 @@ through them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 SLICED = "sliced_"  # before the family in the `model_type` of a sliced model
 
@@ -48,6 +49,40 @@ def blocks_path(model) -> str:
 def is_sliced(model) -> bool:
     """Whether the model was sliced: then its blocks read and write in bases of their own, of their own width."""
     return model.config.model_type.startswith(SLICED)
+
+
+def trunk(model) -> nn.Module:
+    """All of a model but its head: what gives the hidden states that the head reads."""
+    base = model.base_model
+    return base if base is not model else model.get_submodule(blocks_path(model).rpartition(".")[0])
+
+
+def check_positions(model, tokens: Tensor) -> None:
+    """Raise ValueError if windows of `tokens` `[n, length]` are longer than the model's table of positions; warn if
+    it computes positions, and was made for fewer."""
+    config, length = model.config.get_text_config(decoder=True), tokens.shape[1]
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or length <= positions:
+        return
+    told = f"windows of {length} tokens, and the model has {positions} positions: take windows of at most {positions}"
+    tables = [part for part in model.modules() if isinstance(part, nn.Embedding)]
+    tables = [table for table in tables if table is not model.get_input_embeddings()]
+    if any(table.num_embeddings - getattr(table, "offset", 0) == positions for table in tables):
+        raise ValueError(told)
+    warnings.warn(f"{told}, or what is measured beyond them says little of the model", stacklevel=4)
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Modules in eval mode for a while, so without dropout; afterwards each part of them has the mode that it had."""
+    training = [part for module in modules for part in module.modules() if part.training]
+    try:
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 @contextmanager
