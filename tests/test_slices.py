@@ -32,6 +32,7 @@ def llama_like(L, D, vocabulary=50):
         bytes=(2 * block,) * L,
         other_parameters=other,
         other_bytes=2 * other,
+        tied=False,
         reads=(10 * D,) * L,
         writes=(3 * D,) * L,
         untouched=(0,) * L,

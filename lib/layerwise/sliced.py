@@ -5,7 +5,8 @@ A sliced model differs from its dense family in four ways, and in nothing else:
 - the residual stream has another width in every block, given by the plan in the configuration;
 - norms have no parameters: their scale and shift went into the linear layers that read them (`ScaleFreeNorm`);
 - the residual path goes through shortcut matrices, because neighbouring blocks write in different bases;
-- the embedding is never tied to the head.
+- where embedding and head of the dense model are one table `[V, D]`, it stays as it is if that takes fewer parameters
+  (`stays_tied`), with an entrance behind the embedding and an exit before a head that is sliced. Else they are two.
 
 `hidden_size` stays the dense width `D`: attention heads have their size from it, and norms still divide by it.
 """
@@ -22,7 +23,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 
 from layerwise.architectures import ARCHITECTURES, Architecture, Step, architecture
 from layerwise.plans import Plan
-from layerwise.structure import SLICED, blocks
+from layerwise.plans.storage import stays_tied
+from layerwise.structure import SLICED, blocks, tied
 
 
 class ScaleFreeNorm(nn.Module):
@@ -76,6 +78,20 @@ class SlicedBlock:
         return out(self.activation_fn(into(read)))
 
 
+class TiedEmbedding(nn.Embedding):
+    """An embedding with the dense model's table `[V, D]`; what is looked up goes through an entrance, `[D] -> [w0]`."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.entrance(super().forward(tokens))
+
+
+class TiedHead(nn.Linear):
+    """A head with the dense model's table `[V, D]`, which reads the sliced stream through an exit, `[h] -> [D]`."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(self.exit(hidden))
+
+
 class SlicedModel:
     """What every sliced `...ForCausalLM` does; mixed into that of a family."""
 
@@ -92,7 +108,9 @@ class SlicedModel:
 def skeleton(model, plan: Plan) -> nn.Module:
     """What `model`, dense or sliced, is when it is sliced to `plan`: shapes without weights, on the meta device."""
     config = model.config
-    content = config.to_dict() | {"plan": json.loads(plan.to_json()), "tie_word_embeddings": False}
+    rows = len(model.get_input_embeddings().weight)
+    tie = tied(model) and stays_tied(rows, plan.width, plan.stream[0], plan.head)
+    content = config.to_dict() | {"plan": json.loads(plan.to_json()), "tie_word_embeddings": tie}
     content = {name: value for name, value in content.items() if name not in ("model_type", "architectures")}
     family = config.model_type.removeprefix(SLICED)
     new = AutoConfig.for_model(SLICED + family, **content | {"dtype": model.dtype})
@@ -107,6 +125,10 @@ def _cut(model, plan: Plan) -> None:
     stream = plan.stream
     for path in table.embeddings:
         embedding = model.get_submodule(path)
+        if tied(model) and embedding is model.get_input_embeddings():
+            embedding.__class__ = TiedEmbedding
+            embedding.entrance = nn.Linear(plan.width, stream[0], bias=False, dtype=model.dtype)
+            continue
         embedding.embedding_dim = stream[0]
         embedding.weight = nn.Parameter(torch.empty(len(embedding.weight), stream[0], dtype=embedding.weight.dtype))
     for block, width, after in zip(blocks(model), stream, stream[1:], strict=False):
@@ -121,7 +143,12 @@ def _cut(model, plan: Plan) -> None:
             _replace_norm(block, step.norm, plan.width)
             block.shortcuts.append(nn.Linear(width, out, bias=False, dtype=model.dtype))
     if plan.head:
-        _reshape(model, table.head, width=plan.head, bias=_shifts(model, table.final_norm))
+        one = tied(model)
+        _reshape(model, table.head, width=None if one else plan.head, bias=_shifts(model, table.final_norm))
+        if one:
+            head = model.get_submodule(table.head)
+            head.__class__, head.weight = TiedHead, model.get_input_embeddings().weight
+            head.exit = nn.Linear(plan.head, plan.width, bias=False, dtype=model.dtype)
         _replace_norm(model, table.final_norm, plan.width)
 
 
@@ -153,8 +180,8 @@ def _register(family: str) -> None:
     dense_config = type(AutoConfig.for_model(family))
     dense_model = MODEL_FOR_CAUSAL_LM_MAPPING[dense_config]
     config = _class(dense_config, model_type=SLICED + family, plan=None, __annotations__={"plan": "dict | None"})
-    blocks_kept_whole = [f"Sliced{name}" for name in dense_model._no_split_modules]
-    model = _class(SlicedModel, dense_model, config_class=config, _no_split_modules=blocks_kept_whole)
+    kept_whole = [f"Sliced{name}" for name in dense_model._no_split_modules] + [TiedEmbedding.__name__, TiedHead.__name__]
+    model = _class(SlicedModel, dense_model, config_class=config, _no_split_modules=kept_whole)
     AutoConfig.register(SLICED + family, config, exist_ok=True)
     AutoModelForCausalLM.register(config, model, exist_ok=True)
 

@@ -50,6 +50,15 @@ def is_sliced(model) -> bool:
     return model.config.model_type.startswith(SLICED)
 
 
+def tied(model) -> bool:
+    """Whether embedding and head are one tensor: what a configuration says of that, checkpoints don't always keep."""
+    embedding, head = (getattr(end, "weight", None) for end in (model.get_input_embeddings(), model.get_output_embeddings()))
+    if embedding is head:
+        return True
+    # Of a model that accelerate spread, what is away has a stand-in for each name.
+    return head is not None and head.is_meta and bool(model.config.tie_word_embeddings)
+
+
 @contextmanager
 def forwards(modules: Sequence[nn.Module], stand_ins: Sequence[Callable]) -> Iterator[None]:
     """Let `modules` answer with `stand_ins` for a while; what an instance had of its own comes back afterwards."""
