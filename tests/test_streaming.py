@@ -184,7 +184,11 @@ def test_bad_input_is_named_and_leaves_no_folder(tmp_path):
     model = checkpoint(tmp_path / "dense")
     every, target = plans(model), tmp_path / "small"
     for plan, options, message in (
-        (every["bits"], {"quantizer": "gptq", "tokens": random_tokens()}, "gptq needs the whole model in memory"),
+        (
+            every["bits"],
+            {"quantizer": lw.quantization.GPTQ(group=8), "tokens": random_tokens()},
+            "gptq needs the whole model in memory",
+        ),
         (every["slices"], {}, "slicing needs calibration text"),
         (plans(tiny(num_hidden_layers=4))["bits"], {}, "the plan is for 4 layers"),
         (lw.plans.bits(lw.shape(model), [0, 1, 2], 1, 8, 4), {"quantizer": lambda model, bits: model}, "whole model"),

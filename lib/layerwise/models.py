@@ -16,14 +16,21 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig, PretrainedConfig
-from transformers.utils import logging
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CompressedTensorsConfig,
+    GenerationConfig,
+    PretrainedConfig,
+)
+from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from layerwise import devices, folders, hub
 from layerwise.architectures import architecture
 from layerwise.folders import DamagedModel
 from layerwise.quantization import checkpoint, gptq, packed
-from layerwise.structure import blocks, blocks_path
+from layerwise.structure import blocks, blocks_path, twin, untie_what_differs
 
 WEIGHTS = Path(__file__).parent / "world" / "weights"
 PREFIX = "embedded/"
@@ -116,12 +123,16 @@ def save(model, path, tokenizer=None) -> Path:
     """
     with folders.put_in_place(Path(path)) as new:
         with _reports(bars=False):
+            plain = twin(model)
+            plain.generation_config = GenerationConfig()  # transformers saves none that it finds fault with
             if packed(model):
-                checkpoint.write(model, new)
+                checkpoint.write(plain, new)
             elif gptq.compressed(model).bytes:
-                gptq.write(model, new)
+                gptq.write(plain, new)
             else:
-                model.save_pretrained(new)
+                plain.save_pretrained(new)
+            if getattr(model, "generation_config", None) is not None:
+                model.generation_config.to_json_file(new / GENERATION_CONFIG_NAME, use_diff=True)
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
     return Path(path).expanduser().absolute()
@@ -226,6 +237,7 @@ def _read(folder: Path, dtype, device: torch.device | str, quiet: bool, **option
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise DamagedModel(f"{folder}: the weights do not fit config.json, {what}: {', '.join(names[:3])}{more}")
+    untie_what_differs(model)
     return model
 
 

@@ -65,7 +65,7 @@ class Gram:
 
 
 def embed(dense, small, paths: Sequence[str], basis: Tensor) -> None:
-    """Embeddings at `paths` that write the stream in `basis` `[D, w]`, by their table or, if they have one, an entrance."""
+    """Embeddings at `paths` that write the stream in `basis` `[D, w]`: one that has an entrance, by that."""
     for path in paths:
         weight, new = dense.get_submodule(path).weight, small.get_submodule(path)
         if hasattr(new, "entrance"):

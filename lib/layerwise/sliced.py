@@ -180,7 +180,10 @@ def _register(family: str) -> None:
     dense_config = type(AutoConfig.for_model(family))
     dense_model = MODEL_FOR_CAUSAL_LM_MAPPING[dense_config]
     config = _class(dense_config, model_type=SLICED + family, plan=None, __annotations__={"plan": "dict | None"})
-    kept_whole = [f"Sliced{name}" for name in dense_model._no_split_modules] + [TiedEmbedding.__name__, TiedHead.__name__]
+    kept_whole = [f"Sliced{name}" for name in dense_model._no_split_modules] + [
+        TiedEmbedding.__name__,
+        TiedHead.__name__,
+    ]
     model = _class(SlicedModel, dense_model, config_class=config, _no_split_modules=kept_whole)
     AutoConfig.register(SLICED + family, config, exist_ok=True)
     AutoModelForCausalLM.register(config, model, exist_ok=True)

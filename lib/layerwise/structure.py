@@ -6,6 +6,7 @@ through them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -52,11 +53,35 @@ def is_sliced(model) -> bool:
 
 def tied(model) -> bool:
     """Whether embedding and head are one tensor: what a configuration says of that, checkpoints don't always keep."""
-    embedding, head = (getattr(end, "weight", None) for end in (model.get_input_embeddings(), model.get_output_embeddings()))
+    embedding, head = (
+        getattr(end, "weight", None) for end in (model.get_input_embeddings(), model.get_output_embeddings())
+    )
     if embedding is head:
         return True
     # Of a model that accelerate spread, what is away has a stand-in for each name.
     return head is not None and head.is_meta and bool(model.config.tie_word_embeddings)
+
+
+def untie_what_differs(model) -> None:
+    """Let the configuration of a model that was just read say "untied" if its embedding and head are two that differ.
+
+    transformers leaves two such tensors apart where a configuration ties them, and what goes by that would tie them
+    later.
+    """
+    if model.config.tie_word_embeddings and not tied(model):
+        embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        model.config.tie_word_embeddings = torch.equal(embedding, head)
+
+
+def twin(model):
+    """The very modules and tensors of a model under a configuration of its own, which is true to them (see `tied`).
+
+    It is for libraries that tie weights by the configuration, or write to it: what is the caller's stays as it was.
+    """
+    same = copy.copy(model)
+    same.config = copy.deepcopy(model.config)
+    same.config.tie_word_embeddings = tied(model)
+    return same
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import pandas as pd
 from torch import nn
 
+from layerwise.structure import twin
+
 
 def accuracy(
     model: nn.Module, tokenizer, tasks: Sequence[str], limit: int | None = None, batch: int = 64
@@ -62,7 +64,7 @@ def _harness(model, tokenizer, tasks, limit, batch) -> dict:
                     "name in lm-eval."
                 )
         return evaluator.simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
+            model=HFLM(pretrained=twin(model), tokenizer=tokenizer, batch_size=batch),
             tasks=list(tasks),
             num_fewshot=0,
             limit=limit,

@@ -1,4 +1,4 @@
-"""What matrices take, so that a plan's size can be told before anything is done: quantized ones, and those of the ends."""
+"""What a quantized matrix takes on disk, and what embedding and head do, so that a plan's size can be told before."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def tables(rows: int, width: int, first: int, head: int | None) -> tuple[int, in
     `rows` is the vocabulary, `width` that of the dense model; block 0 reads `first` columns, and the head `head` of
     them, None for all as they are in the dense model.
 
-    One table `[rows, width]` needs an entrance `[width, first]`, through which what is looked up is rotated and cut, and
-    for a head that is cut an exit `[head, width]`. Two are cut themselves: `[rows, first]` and `[rows, head]`.
+    One table `[rows, width]` needs an entrance `[width, first]`, by which what is looked up is rotated and cut, and for
+    a head that is cut an exit `[head, width]`. Two are cut themselves: `[rows, first]` and `[rows, head]`.
     """
     return rows * width + width * (first + (head or 0)), rows * (first + (head or width))
 
