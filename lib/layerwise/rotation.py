@@ -77,15 +77,15 @@ def embed(dense, small, paths: Sequence[str], basis: Tensor) -> None:
 def read(dense, small, norm: str, paths: Sequence[str], basis: Tensor) -> None:
     """Linear layers at `paths` that read the stream in `basis` `[D, w]`, without the scale and shift of `norm`.
 
-    One that has an exit, whose own weights stay as they are, reads it through that: `diag(scale) basis`.
+    If the norm of `small` has an exit, they read it through that, `diag(scale) basis`, and have weights as in `dense`.
     """
-    norm = dense.get_submodule(norm)
+    into, norm = getattr(small.get_submodule(norm), "exit", None), dense.get_submodule(norm)
     scale, shift = norm.weight, getattr(norm, "bias", None)
     for path in paths:
         old, new = dense.get_submodule(path), small.get_submodule(path)
         weight = _wide(old.weight)
-        if hasattr(new, "exit"):
-            put(new.exit, "weight", basis if scale is None else basis * scale.to(basis)[:, None], old.weight)
+        if into is not None:
+            put(into, "weight", basis if scale is None else scale.to(basis)[:, None] * basis, old.weight)
         else:
             scaled = weight if scale is None else weight * _like(scale, weight)
             put(new, "weight", scaled @ _like(basis, weight), old.weight)

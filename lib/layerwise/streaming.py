@@ -136,8 +136,8 @@ class _Weights:
         """Whether the checkpoint holds different tensors for what is one in the model, its embedding and head."""
         one = model.get_input_embeddings().weight
         names = [name for name, each in model.named_parameters(remove_duplicate=False) if each is one]
-        first, *others = [name for name in names if name in self.places] or [None]
-        return any(not torch.equal(self.tensor(first), self.tensor(other)) for other in others)
+        found = [self.tensor(name) for name in names if name in self.places]
+        return any(not torch.equal(found[0], other) for other in found[1:])
 
     def check(self, model: nn.Module) -> None:
         """Raise DamagedModel unless each tensor of the model is there, and nothing else."""

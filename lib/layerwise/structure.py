@@ -53,13 +53,10 @@ def is_sliced(model) -> bool:
 
 def tied(model) -> bool:
     """Whether embedding and head are one tensor: what a configuration says of that, checkpoints don't always keep."""
-    embedding, head = (
-        getattr(end, "weight", None) for end in (model.get_input_embeddings(), model.get_output_embeddings())
-    )
-    if embedding is head:
-        return True
-    # Of a model that accelerate spread, what is away has a stand-in for each name.
-    return head is not None and head.is_meta and bool(model.config.tie_word_embeddings)
+    embedding, head = _ends(model)
+    if head is not None and (embedding.is_meta or head.is_meta):  # of what is away, each name has a stand-in
+        return bool(model.config.tie_word_embeddings)
+    return embedding is head
 
 
 def untie_what_differs(model) -> None:
@@ -69,8 +66,13 @@ def untie_what_differs(model) -> None:
     later.
     """
     if model.config.tie_word_embeddings and not tied(model):
-        embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-        model.config.tie_word_embeddings = torch.equal(embedding, head)
+        model.config.tie_word_embeddings = torch.equal(*_ends(model))
+
+
+def _ends(model) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The weights of embedding and head."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return embedding.weight, getattr(head, "weight", None)
 
 
 def twin(model):
