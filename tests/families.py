@@ -29,7 +29,8 @@ FAMILIES = {
 
 # Configurations that change what a block does or what is stored, and that checkpoints of these families do have.
 VARIANTS = {
-    "llama, tied": ("llama", {"tie_word_embeddings": True}),
+    # With more tokens than three widths one table takes less than two that are cut, even where the head is cut too.
+    "llama, tied": ("llama", {"tie_word_embeddings": True, "vocab_size": 384}),
     "llama, every bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "mistral, sliding window": ("mistral", {"sliding_window": 4}),
     "qwen2, two kinds of attention": (
@@ -44,6 +45,8 @@ VARIANTS = {
     "phi3, half rotary": ("phi3", {"partial_rotary_factor": 0.5, "sliding_window": 4}),
     "opt, no shift and no bias": ("opt", {"layer_norm_elementwise_affine": False, "enable_bias": False}),
     "opt, untied": ("opt", {"tie_word_embeddings": False}),
+    "opt, many tokens": ("opt", {"vocab_size": 384}),  # tied, as is its default
+    "phi, tied": ("phi", {"tie_word_embeddings": True, "vocab_size": 384}),
     "phi, norms on heads": ("phi", {"qk_layernorm": True}),
 }
 

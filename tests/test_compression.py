@@ -180,6 +180,37 @@ def test_plans_that_do_not_fit_the_model(plan, message, idle):
         lw.compress(idle, plan, TOKENS)
 
 
+@pytest.mark.parametrize("quantizer", [lw.quantization.HQQ(group=8), lw.quantization.GPTQ(group=8)])
+@pytest.mark.parametrize("family", ["llama", "phi"])
+def test_widths_that_have_no_whole_groups_are_told_with_the_multiple_that_has(family, quantizer, tmp_path):
+    model = tiny(family, hidden_size=32, intermediate_size=64)
+    handle = model.base_model.register_forward_pre_hook(lambda *_: pytest.fail("the model was run"))
+    shape, importance = lw.shape(model), [3, 1, 2]
+    bits = lw.plans.bits(shape, importance, 2, 8, 4) | lw.plans.drop(shape, [0, 1, 2], 1)
+    odd = lw.plans.dynamic_slices(shape, importance, 0.3, 0.1) | bits
+    wrong = (
+        f"{quantizer.name}, block [12], self_attn.q_proj: rows of {odd.kept[0].width} weights can't be cut into groups "
+        "of 8: .* or slice by lw.plans.constant_slices or dynamic_slices with multiple=8"
+    )
+    with pytest.raises(ValueError, match=wrong):
+        lw.compress(model, odd, TOKENS, quantizer)
+    if quantizer.name == "hqq":
+        lw.save(model, tmp_path / "dense")
+        with pytest.raises(ValueError, match=wrong):
+            lw.compress_checkpoint(tmp_path / "dense", tmp_path / "small", odd, TOKENS, quantizer, device="cpu")
+    handle.remove()
+    even = lw.plans.dynamic_slices(shape, importance, 0.3, 0.1, multiple=8) | bits
+    assert lw.compress(model, even, TOKENS, quantizer).plan.stream == even.stream
+
+
+def test_groups_that_no_multiple_has_and_those_of_matrices_that_no_slice_touches(idle):
+    bits = lw.plans.bits(lw.shape(idle), [0, 1, 2], 2, 8, 4)
+    with pytest.raises(ValueError, match="groups of 12: .*; no multiple of .* fits, since 32 itself doesn't"):
+        lw.compress(idle, slices(20, 20, 20) | bits, TOKENS, lw.quantization.HQQ(group=12))
+    with pytest.raises(ValueError, match="block 0, mlp.down_proj: rows of 56 weights can't .*take a divisor of 56$"):
+        lw.compress(idle, bits, TOKENS, lw.quantization.HQQ(group=32))
+
+
 def outside(tokens):
     return torch.where(torch.arange(12) == 5, 96, tokens)
 

@@ -208,8 +208,8 @@ def test_sizes_are_as_predicted_for_any_plan(name):
             plan = slices(*(draw.randint(1, 32) for _ in range(3)), head=head)
             cut = lw.compress(model, plan, calibration=bases)
             assert lw.size(cut) == (plan.predicted_parameters(shape), plan.predicted_bytes(shape)), (tied, plan)
-            assert cut.get_output_embeddings().weight is not cut.get_input_embeddings().weight
-            assert not cut.config.tie_word_embeddings
+            one_table = cut.get_output_embeddings().weight is cut.get_input_embeddings().weight
+            assert one_table == cut.config.tie_word_embeddings <= tied
     model.stored_dtype = torch.bfloat16
     cut = lw.compress(model, CUT, TOKENS)
     assert lw.size(cut).bytes == CUT.predicted_bytes(lw.shape(model)) == 2 * lw.size(cut).parameters

@@ -32,6 +32,7 @@ def llama_like(L, D, vocabulary=50):
         bytes=(2 * block,) * L,
         other_parameters=other,
         other_bytes=2 * other,
+        tied=False,
         reads=(10 * D,) * L,
         writes=(3 * D,) * L,
         untouched=(0,) * L,
@@ -269,7 +270,7 @@ READS = {"q_proj", "k_proj", "v_proj", "qkv_proj", "gate_proj", "up_proj", "gate
 WRITES = {"o_proj", "out_proj", "dense", "down_proj", "fc2"}
 
 
-def literal_size(model, kept, stream, head):
+def literal_size(model, kept, stream, head, tied):
     """Parameters of the sliced model, counted module by module by their names in the checkpoint."""
     total, parts = 0, dict(model.named_modules())
     layer_norm = model.config.model_type in ("opt", "phi")
@@ -283,6 +284,10 @@ def literal_size(model, kept, stream, head):
         elif last == "lm_head":
             bias = module.bias is not None or (head is not None and layer_norm)
             total += vocabulary * stream[-1] + bias * vocabulary
+            if tied:  # one table of the dense width, where it takes less with its entrance and its exit
+                width = model.config.hidden_size
+                one = vocabulary * width + width * stream[0] + (0 if head is None else head * width)
+                total += min(0, one - vocabulary * (stream[0] + stream[-1]))
         elif block is None and "norm" in last:
             total += 0 if head is not None else sum(p.numel() for _, p in own)
         elif block is not None and block not in kept or "layernorm" in last or last.endswith("layer_norm"):
@@ -307,12 +312,12 @@ def test_predicted_parameters_are_those_of_the_sliced_modules(family, tied):
     shape = lw.shape(model)
     for head in (None, 20):
         whole = Plan((Layer(width=10), Layer(width=32), Layer(width=25)), 32, head)
-        assert whole.predicted_parameters(shape) == literal_size(model, [0, 1, 2], (10, 32, 25, head or 32), head)
+        assert whole.predicted_parameters(shape) == literal_size(model, [0, 1, 2], (10, 32, 25, head or 32), head, tied)
         dropped = whole | Plan((Layer(), Layer(keep=False), Layer()), 32)
-        assert dropped.predicted_parameters(shape) == literal_size(model, [0, 2], (10, 25, head or 32), head)
+        assert dropped.predicted_parameters(shape) == literal_size(model, [0, 2], (10, 25, head or 32), head, tied)
         assert dropped.predicted_bytes(shape) == 4 * dropped.predicted_parameters(shape)
     partly = Plan((Layer(), Layer(width=8), Layer()), 32)
-    assert partly.predicted_parameters(shape) == literal_size(model, [0, 1, 2], (32, 8, 32, 32), None)
+    assert partly.predicted_parameters(shape) == literal_size(model, [0, 1, 2], (32, 8, 32, 32), None, tied)
 
 
 def test_a_plan_that_slices_nothing_predicts_the_dense_size():

@@ -37,7 +37,7 @@ class Architecture:
     """
 
     blocks: str
-    embeddings: tuple[str, ...]  # all that writes the residual stream before block 0, [V or positions, D]
+    embeddings: tuple[str, ...]  # all that writes the residual stream before block 0, [V, D], then [positions, D]
     final_norm: str
     head: str
     attention_norm: str

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from layerwise import slicing
+from layerwise.architectures import architecture
 from layerwise.corpora import check_tokens
 from layerwise.devices import check_present
 from layerwise.plans import Layer, Plan
@@ -18,7 +19,7 @@ from layerwise.quantization import packed
 from layerwise.quantization import quantizer as by_name
 from layerwise.quantization.blockwise import check, each_block
 from layerwise.quantization.gptq import compressed
-from layerwise.structure import blocks
+from layerwise.structure import blocks, linears, tied
 
 
 def compress(
@@ -43,7 +44,7 @@ def compress(
     `mask` `[n, length]` is 0 for padding, which the bases leave out; `batch` windows are run at a time. The `Bases`
     that `calibrate` took from the dense model serve many plans, and need no tokens. The result is a transformers
     model whose configuration holds the plan: it generates, and saves and loads by `save_pretrained` and
-    `from_pretrained`. A tied head is untied.
+    `from_pretrained`. A tied head stays tied where that takes fewer bytes.
 
     **Quantization** gives the linear layers of each block the bits of the plan, by a `quantizer`: the name of a
     built-in one ("rtn", "quanto", "hqq", "gptq", "outliers", see `lw.quantization`), one with settings of yours, such
@@ -70,6 +71,7 @@ def compress(
     if quantize:
         model = quantize(model, tokens, inplace)
     model.config._commit_hash = None  # it is no longer what that commit has
+    model.config.tie_word_embeddings = tied(model)
     return model
 
 
@@ -117,6 +119,8 @@ def check_quantizer(model, quantizer, plan, tokens, mask) -> Callable | None:
         raise ValueError(f"{name} needs calibration text: give tokens=lw.tokens(...)")
     if tokens is not None:
         check_tokens(tokens, model.config.vocab_size)
+    if hasattr(quantizer, "check_columns"):
+        _check_columns(model, quantizer, name, plan)
 
     def quantize(model, tokens, inplace):
         if inplace:
@@ -128,6 +132,36 @@ def check_quantizer(model, quantizer, plan, tokens, mask) -> Callable | None:
         return copy.deepcopy(model, {id(block): new for block, new in done})
 
     return quantize
+
+
+def _check_columns(model, quantizer, name: str, plan: Plan) -> None:
+    """Raise ValueError if rows of a matrix, as wide as the plan leaves them, are none that the quantizer can do."""
+    steps = architecture(model).steps if plan.slices else ()
+    reads = {path for step in steps for path in step.reads}
+    kept = [i for i, layer in enumerate(plan.layers) if layer.keep]
+    for i, width in zip(kept, plan.stream, strict=False):
+        for path, linear in linears(blocks(model)[i]).items() if plan.layers[i].bits else ():
+            try:
+                quantizer.check_columns(width if path in reads else linear.in_features)
+            except ValueError as error:
+                hint = _multiple_hint(quantizer, plan.width) if path in reads else ""
+                raise ValueError(f"{name}, block {i}, {path}: {error}{hint}") from error
+
+
+def _multiple_hint(quantizer, D: int) -> str:
+    """The `multiple` of slicing rules, a divisor of `D`, all of whose widths a quantizer can do."""
+
+    def fits(columns: int) -> bool:
+        try:
+            quantizer.check_columns(columns)
+        except ValueError:
+            return False
+        return True
+
+    multiples = (m for m in range(1, D + 1) if D % m == 0 and all(map(fits, range(m, D + 1, m))))
+    if multiple := next(multiples, None):
+        return f"; or slice by lw.plans.constant_slices or dynamic_slices with multiple={multiple}"
+    return f"; no multiple of lw.plans.constant_slices or dynamic_slices fits, since {D} itself doesn't"
 
 
 def check_plan(model, plan: Plan) -> None:

@@ -12,6 +12,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import nn
 
+from layerwise.structure import twin
+
 
 class Harness(HFLM):
     """A model and its tokenizer as lm-eval takes them.
@@ -21,7 +23,7 @@ class Harness(HFLM):
     """
 
     def __init__(self, model: nn.Module, tokenizer, batch: int):
-        super().__init__(pretrained=model, tokenizer=_own(tokenizer), batch_size=batch)
+        super().__init__(pretrained=twin(model), tokenizer=_own(tokenizer), batch_size=batch)
         self.cut: set = set()
 
     def check_room(self, tasks: Mapping) -> None:

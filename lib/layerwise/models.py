@@ -11,7 +11,15 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CompressedTensorsConfig,
+    GenerationConfig,
+    PretrainedConfig,
+)
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from layerwise import devices, folders, gguf_files, gguf_tokenizers, hub, names, reading
 from layerwise.architectures import architecture
@@ -19,7 +27,7 @@ from layerwise.folders import DamagedModel, UnknownModel, UnsuitableModel
 from layerwise.names import PREFIX, WEIGHTS, embedded
 from layerwise.packaged import packaged
 from layerwise.quantization import checkpoint, gptq, packed
-from layerwise.structure import blocks, blocks_path
+from layerwise.structure import blocks, blocks_path, twin, untie_what_differs
 
 __all__ = [
     "WEIGHTS",
@@ -86,6 +94,7 @@ def load(name, device="auto", dtype="auto", revision=None):
     else:
         model = _read(folder, dtype, device, quiet=small)
     model = model.eval().requires_grad_(False)
+    untie_what_differs(model)
     for tensor, weights in devices.tensors(model):
         if weights.is_floating_point() and not devices.finite(weights):
             raise DamagedModel(f"{name}: the weights {tensor} hold NaN or infinity; get the checkpoint anew")
@@ -122,12 +131,16 @@ def save(model, path, tokenizer=None) -> Path:
     """
     with folders.put_in_place(Path(path)) as new:
         with reading.quiet(bars=False):
+            plain = twin(model)
+            plain.generation_config = GenerationConfig()  # transformers saves none that it finds fault with
             if packed(model):
-                checkpoint.write(model, new)
+                checkpoint.write(plain, new)
             elif gptq.compressed(model).bytes:
-                gptq.write(model, new)
+                gptq.write(plain, new)
             else:
-                model.save_pretrained(new)
+                plain.save_pretrained(new)
+            if getattr(model, "generation_config", None) is not None:
+                model.generation_config.to_json_file(new / GENERATION_CONFIG_NAME, use_diff=True)
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
     return Path(path).expanduser().absolute()

@@ -118,7 +118,12 @@ def _mean(per_position: list[Tensor]) -> Tensor:
 
 def _few(logits: Tensor) -> list[slice]:
     """The rows of `logits` `[m, V]`, in parts of which float32 copies are made at once."""
-    return _parts(len(logits), 4 * logits.shape[1], torch.get_num_threads() * FLOATS if _cached(logits) else LAUNCHED, torch.get_num_threads())
+    return _parts(
+        len(logits),
+        4 * logits.shape[1],
+        torch.get_num_threads() * FLOATS if _cached(logits) else LAUNCHED,
+        torch.get_num_threads(),
+    )
 
 
 def _cached(tensor: Tensor) -> bool:

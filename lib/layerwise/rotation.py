@@ -65,21 +65,30 @@ class Gram:
 
 
 def embed(dense, small, paths: Sequence[str], basis: Tensor) -> None:
-    """Embeddings at `paths` that write the stream in `basis` `[D, w]`."""
+    """Embeddings at `paths` that write the stream in `basis` `[D, w]`: one that has an entrance, by that."""
     for path in paths:
-        weight = dense.get_submodule(path).weight
-        put(small.get_submodule(path), "weight", _wide(weight) @ _like(basis, weight), weight)
+        weight, new = dense.get_submodule(path).weight, small.get_submodule(path)
+        if hasattr(new, "entrance"):
+            put(new.entrance, "weight", basis.T, weight)
+        else:
+            put(new, "weight", _wide(weight) @ _like(basis, weight), weight)
 
 
 def read(dense, small, norm: str, paths: Sequence[str], basis: Tensor) -> None:
-    """Linear layers at `paths` that read the stream in `basis` `[D, w]`, without the scale and shift of `norm`."""
-    norm = dense.get_submodule(norm)
+    """Linear layers at `paths` that read the stream in `basis` `[D, w]`, without the scale and shift of `norm`.
+
+    If the norm of `small` has an exit, they read it through that, `diag(scale) basis`, and have weights as in `dense`.
+    """
+    into, norm = getattr(small.get_submodule(norm), "exit", None), dense.get_submodule(norm)
     scale, shift = norm.weight, getattr(norm, "bias", None)
     for path in paths:
         old, new = dense.get_submodule(path), small.get_submodule(path)
         weight = _wide(old.weight)
-        scaled = weight if scale is None else weight * _like(scale, weight)
-        put(new, "weight", scaled @ _like(basis, weight), old.weight)
+        if into is not None:
+            put(into, "weight", basis if scale is None else scale.to(basis)[:, None] * basis, old.weight)
+        else:
+            scaled = weight if scale is None else weight * _like(scale, weight)
+            put(new, "weight", scaled @ _like(basis, weight), old.weight)
         if new.bias is not None:
             bias = weight.new_zeros(len(weight)) if old.bias is None else _wide(old.bias)
             put(new, "bias", bias.clone() if shift is None else bias + weight @ _like(shift, weight), old.weight)
@@ -109,11 +118,11 @@ def lend(dense, small, step: Step, shortcut: nn.Linear, basis: Tensor) -> None:
 
 def keep(dense, small, touched: Sequence[str], share: bool) -> None:
     """Take over the parameters that no basis touches, copied unless `share`: all but those of modules at `touched`."""
-    wanted = dict(small.named_parameters(remove_duplicate=False))
-    for name, parameter in dense.named_parameters(remove_duplicate=False):
-        if name in wanted and not any(name.startswith(f"{path}.") for path in touched):
+    given = dict(dense.named_parameters(remove_duplicate=False))
+    for name, _ in list(small.named_parameters()):
+        if name in given and not any(name.startswith(f"{path}.") for path in touched):
             path, _, last = name.rpartition(".")
-            put(small.get_submodule(path), last, parameter if share else parameter.clone(), parameter)
+            put(small.get_submodule(path), last, given[name] if share else given[name].clone(), given[name])
 
 
 def keep_buffers(dense, small) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from layerwise.architectures import Architecture, architecture
-from layerwise.structure import blocks, linears
+from layerwise.structure import blocks, linears, tied
 
 
 class Matrix(NamedTuple):
@@ -38,6 +38,7 @@ class Shape:
     bytes: tuple[int, ...]  # of each block
     other_parameters: int  # embeddings, final norm, head
     other_bytes: int
+    tied: bool  # embedding and head are one table
     # What `Plan.predicted_parameters` needs to know of slicing. A block's norms are folded into the linear layers that
     # read them, and so are in none of its three counts; a shift that is folded becomes a bias.
     reads: tuple[int, ...]  # of each block, per column of the stream that it reads
@@ -98,6 +99,7 @@ def shape(model) -> Shape:
         bytes=tuple(size * count for count in parameters),
         other_parameters=other,
         other_bytes=size * other,
+        tied=tied(model),
         reads=reads,
         writes=writes,
         untouched=untouched,

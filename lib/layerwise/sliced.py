@@ -5,7 +5,9 @@ A sliced model differs from its dense family in four ways, and in nothing else:
 - the residual stream has another width in every block, given by the plan in the configuration;
 - norms have no parameters: their scale and shift went into the linear layers that read them (`ScaleFreeNorm`);
 - the residual path goes through shortcut matrices, because neighbouring blocks write in different bases;
-- the embedding is never tied to the head.
+- where embedding and head of the dense model are one table `[V, D]`, it stays as it is if that takes fewer parameters
+  (`stays_tied`), with an entrance behind the embedding and, if the head is sliced, an exit behind the final norm. Else
+  they are two. The configuration says so by `entrance`; models of versions that always untied have none.
 
 `hidden_size` stays the dense width `D`: attention heads have their size from it, and norms still divide by it.
 """
@@ -22,7 +24,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 
 from layerwise.architectures import ARCHITECTURES, Architecture, Step, architecture
 from layerwise.plans import Plan
-from layerwise.structure import SLICED, blocks
+from layerwise.plans.storage import stays_tied
+from layerwise.structure import SLICED, blocks, tied
 
 
 class ScaleFreeNorm(nn.Module):
@@ -41,6 +44,13 @@ class ScaleFreeNorm(nn.Module):
         x = hidden if hidden.dtype == torch.float64 else hidden.float()
         mean_square = x.square().sum(-1, keepdim=True) / self.width
         return (x * torch.rsqrt(mean_square + self.eps)).to(hidden.dtype)
+
+
+class ExitNorm(ScaleFreeNorm):
+    """The final norm before a sliced head that has the dense model's table `[V, D]`: norm and exit, `[h] -> [D]`."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.exit(super().forward(hidden))
 
 
 class SlicedBlock:
@@ -76,6 +86,13 @@ class SlicedBlock:
         return out(self.activation_fn(into(read)))
 
 
+class TiedEmbedding(nn.Embedding):
+    """An embedding with the dense model's table `[V, D]`; what is looked up goes through an entrance, `[D] -> [w0]`."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.entrance(super().forward(tokens))
+
+
 class SlicedModel:
     """What every sliced `...ForCausalLM` does; mixed into that of a family."""
 
@@ -92,7 +109,9 @@ class SlicedModel:
 def skeleton(model, plan: Plan) -> nn.Module:
     """What `model`, dense or sliced, is when it is sliced to `plan`: shapes without weights, on the meta device."""
     config = model.config
-    content = config.to_dict() | {"plan": json.loads(plan.to_json()), "tie_word_embeddings": False}
+    rows = len(model.get_input_embeddings().weight)
+    tie = tied(model) and stays_tied(rows, plan.width, plan.stream[0], plan.head)
+    content = config.to_dict() | {"plan": json.loads(plan.to_json()), "entrance": tie, "tie_word_embeddings": tie}
     content = {name: value for name, value in content.items() if name not in ("model_type", "architectures")}
     family = config.model_type.removeprefix(SLICED)
     new = AutoConfig.for_model(SLICED + family, **content | {"dtype": model.dtype})
@@ -107,6 +126,10 @@ def _cut(model, plan: Plan) -> None:
     stream = plan.stream
     for path in table.embeddings:
         embedding = model.get_submodule(path)
+        if model.config.entrance and embedding is model.get_input_embeddings():
+            embedding.__class__ = TiedEmbedding
+            embedding.entrance = nn.Linear(plan.width, stream[0], bias=False, dtype=model.dtype)
+            continue
         embedding.embedding_dim = stream[0]
         embedding.weight = nn.Parameter(torch.empty(len(embedding.weight), stream[0], dtype=embedding.weight.dtype))
     for block, width, after in zip(blocks(model), stream, stream[1:], strict=False):
@@ -121,8 +144,12 @@ def _cut(model, plan: Plan) -> None:
             _replace_norm(block, step.norm, plan.width)
             block.shortcuts.append(nn.Linear(width, out, bias=False, dtype=model.dtype))
     if plan.head:
-        _reshape(model, table.head, width=plan.head, bias=_shifts(model, table.final_norm))
-        _replace_norm(model, table.final_norm, plan.width)
+        width = plan.width if model.config.entrance else plan.head
+        _reshape(model, table.head, width=width, bias=_shifts(model, table.final_norm))
+        norm = _replace_norm(model, table.final_norm, plan.width, ExitNorm if model.config.entrance else ScaleFreeNorm)
+        if model.config.entrance:
+            norm.exit = nn.Linear(plan.head, plan.width, bias=False, dtype=model.dtype)
+    model.tie_weights()  # if the configuration says so: a head that was reshaped is a new one
 
 
 def _reshape(parent, path, width=None, out=None, bias=False):
@@ -137,10 +164,11 @@ def _shifts(parent, path):
     return getattr(parent.get_submodule(path), "bias", None) is not None
 
 
-def _replace_norm(parent, path, width):
+def _replace_norm(parent, path, width, kind=ScaleFreeNorm):
     norm = parent.get_submodule(path)
     eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
-    parent.set_submodule(path, ScaleFreeNorm(width, eps))
+    parent.set_submodule(path, new := kind(width, eps))
+    return new
 
 
 @cache
@@ -152,9 +180,10 @@ def _register(family: str) -> None:
     """Make the classes of a family and let transformers' AutoConfig and AutoModelForCausalLM know them."""
     dense_config = type(AutoConfig.for_model(family))
     dense_model = MODEL_FOR_CAUSAL_LM_MAPPING[dense_config]
-    config = _class(dense_config, model_type=SLICED + family, plan=None, __annotations__={"plan": "dict | None"})
-    blocks_kept_whole = [f"Sliced{name}" for name in dense_model._no_split_modules]
-    model = _class(SlicedModel, dense_model, config_class=config, _no_split_modules=blocks_kept_whole)
+    fields = {"plan": "dict | None", "entrance": "bool"}
+    config = _class(dense_config, model_type=SLICED + family, plan=None, entrance=False, __annotations__=fields)
+    kept_whole = [f"Sliced{name}" for name in dense_model._no_split_modules] + [TiedEmbedding.__name__]
+    model = _class(SlicedModel, dense_model, config_class=config, _no_split_modules=kept_whole)
     AutoConfig.register(SLICED + family, config, exist_ok=True)
     AutoModelForCausalLM.register(config, model, exist_ok=True)
 

@@ -101,6 +101,9 @@ def truncate(bases: Bases, plan: Plan) -> nn.Module:
         shortcut = before.shortcuts[-1].weight
         rotation.put(after.shortcuts[-1], "weight", basis.T.to(shortcut) @ shortcut[:, :width], shortcut)
         rotation.read(full, small, table.final_norm, [table.head], basis)
+    if full.config.entrance and not small.config.entrance:
+        path, entrance = architecture(full).embeddings[0], full.get_input_embeddings().entrance
+        rotation.embed(full, small, [path], entrance.weight.T[:, : plan.stream[0]])
     for name, empty in [(name, part) for name, part in small.named_parameters() if part.is_meta]:
         corner = full.get_parameter(name)[tuple(map(slice, empty.shape))]
         path, _, last = name.rpartition(".")
@@ -228,7 +231,7 @@ def slice_by(
             if inplace:
                 rotation.free(dense)
     rotation.embed(model, small, table.embeddings, entering)  # here, where blocks that were freed have made room
-    rotated = [table.blocks, *table.embeddings]
+    rotated = [table.blocks, *(table.embeddings[1:] if small.config.entrance else table.embeddings)]
     if plan.head:
         rotation.read(model, small, table.final_norm, [table.head], basis)
         rotated += [table.final_norm, table.head]
@@ -237,7 +240,8 @@ def slice_by(
 
 
 def _dress(model, small) -> nn.Module:
-    """What belongs to a model beside its parameters."""
+    """What belongs to a model beside its parameters; and its one table, if it has one, in both places."""
+    small.tie_weights()
     rotation.keep_buffers(model, small)
     small.generation_config = copy.deepcopy(model.generation_config)
     small.stored_dtype = getattr(model, "stored_dtype", model.dtype)

@@ -30,7 +30,7 @@ from layerwise.plans import Plan
 from layerwise.pruning import remove_blocks
 from layerwise.quantization import checkpoint
 from layerwise.quantization import quantizer as by_name
-from layerwise.structure import blocks, blocks_path
+from layerwise.structure import blocks, blocks_path, tied
 
 
 def compress_checkpoint(
@@ -78,9 +78,10 @@ def compress_checkpoint(
             raise ValueError("slicing needs calibration text: give tokens=lw.tokens(...)")
         slicing.check(model, tokens, mask, batch, loaded=False)
     folder, _, _ = checked(os.fspath(source), revision)
-    weights = _Weights(folder)
-    if config.dtype is None:
-        config.dtype = weights.tensor(next(iter(weights.places))).dtype
+    weights = _Weights(folder, model)
+    if (apart := weights.apart(model)) or config.dtype is None:
+        config.dtype = config.dtype or weights.tensor(next(iter(weights.places))).dtype
+        config.tie_word_embeddings = tied(model) and not apart
         model = _empty(config)
     weights.check(model)
     where = blocks_path(model)
@@ -122,11 +123,26 @@ def compress_checkpoint(
 
 
 class _Weights:
-    """The tensors of a checkpoint, read one by one."""
+    """The tensors of a checkpoint, read one by one, by the names that they have in `model`.
 
-    def __init__(self, folder: Path):
-        self.folder, self.places = folder, places(folder)
-        self.stored_as: dict[str, str] = {}  # of tied tensors, the name under which they are there
+    As transformers loads them, checkpoints may lack the prefix of what is before the head, or have one too many.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module):
+        self.folder, self.places = folder, {}
+        self.stored_as: dict[str, str] = {}  # the name under which a tensor is there
+        wanted, prefix = model.state_dict().keys(), f"{model.base_model_prefix}."
+        for name, file in places(folder).items():
+            others = (name.removeprefix(prefix), prefix + name)
+            own = next((other for other in others if other != name and other in wanted), name)
+            self.places[own], self.stored_as[own] = file, name
+
+    def apart(self, model: nn.Module) -> bool:
+        """Whether the checkpoint holds different tensors for what is one in the model, its embedding and head."""
+        one = model.get_input_embeddings().weight
+        names = [name for name, each in model.named_parameters(remove_duplicate=False) if each is one]
+        found = [self.tensor(name) for name in names if name in self.places]
+        return any(not torch.equal(found[0], other) for other in found[1:])
 
     def check(self, model: nn.Module) -> None:
         """Raise DamagedModel unless each tensor of the model is there, and nothing else."""
@@ -139,10 +155,7 @@ class _Weights:
             if not stored:
                 missing.append(first)
                 continue
-            if any(not torch.equal(self.tensor(stored[0]), self.tensor(name)) for name in stored[1:]):
-                raise DamagedModel(f"{self.folder}: config.json ties {', '.join(stored)}, and they differ")
-            self.places[first] = self.places[stored[0]]
-            self.stored_as[first] = stored[0]
+            self.places[first], self.stored_as[first] = self.places[stored[0]], self.stored_as[stored[0]]
             unexpected -= set(stored)
         for what, found in (("missing", missing), ("unexpected", unexpected)):
             if found:
@@ -152,7 +165,7 @@ class _Weights:
     def tensor(self, name: str) -> Tensor:
         """A tensor of the checkpoint, on the CPU."""
         with safe_open(self.folder / self.places[name], framework="pt") as file:
-            return file.get_tensor(self.stored_as.get(name, name))
+            return file.get_tensor(self.stored_as[name])
 
     def give(self, module: nn.Module, name: str, key: str, device: torch.device) -> None:
         """Give the parameter `name` of `module` its value, the tensor `key`."""

@@ -6,6 +6,7 @@ through them.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -83,6 +84,41 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+def tied(model) -> bool:
+    """Whether embedding and head are one tensor: what a configuration says of that, checkpoints don't always keep."""
+    embedding, head = _ends(model)
+    if head is not None and (embedding.is_meta or head.is_meta):  # of what is away, each name has a stand-in
+        return bool(model.config.tie_word_embeddings)
+    return embedding is head
+
+
+def untie_what_differs(model) -> None:
+    """Let the configuration of a model that was just read say "untied" if its embedding and head are two that differ.
+
+    transformers leaves two such tensors apart where a configuration ties them, and what goes by that would tie them
+    later.
+    """
+    if model.config.tie_word_embeddings and not tied(model):
+        model.config.tie_word_embeddings = torch.equal(*_ends(model))
+
+
+def _ends(model) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The weights of embedding and head."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return embedding.weight, getattr(head, "weight", None)
+
+
+def twin(model):
+    """The very modules and tensors of a model under a configuration of its own, which is true to them (see `tied`).
+
+    It is for libraries that tie weights by the configuration, or write to it: what is the caller's stays as it was.
+    """
+    same = copy.copy(model)
+    same.config = copy.deepcopy(model.config)
+    same.config.tie_word_embeddings = tied(model)
+    return same
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pandas as pd
 from torch import nn
 
 from layerwise import world
+from layerwise.structure import evaluating
 
 
 def accuracy(
@@ -65,7 +66,7 @@ def _harness(model, tokenizer, tasks, limit, batch, data) -> tuple[dict, dict[st
     from layerwise.harness import Harness
 
     others = [task for task in tasks if not task.startswith("world_")]
-    with _quiet("lm_eval", "datasets"), _mode_of(model), contextlib.ExitStack() as stack:
+    with _quiet("lm_eval", "datasets"), evaluating(model), contextlib.ExitStack() as stack:
         manager = _manager(str(world.TASK_PATH), bool(others))
         _check_names(tasks, manager)
         origins = {}
@@ -134,17 +135,6 @@ def _built(task, manager, origin):
         if origin is None:
             raise
         raise ValueError(f"the items of {origin} are not such as lm-eval's {task} asks: {error}") from error
-
-
-@contextlib.contextmanager
-def _mode_of(model):
-    """Put every part of the model back into the mode, training or evaluation, that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 # Reading lm-eval's results.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from layerwise.plans.storage import Grouped, Stored
+from layerwise.plans.storage import Grouped, Stored, tables
 
 if TYPE_CHECKING:
     from layerwise.shapes import Shape
@@ -128,8 +128,9 @@ class Plan:
         """Parameters of the model of this shape once it is compressed to the plan, exact for slicing and dropping.
 
         A sliced model has its norms folded into the matrices that read them (the final norm too where the head is
-        sliced), a head of its own, and in every block shortcut matrices that carry the residual stream from one basis
-        to the next. A weight of few bits is a parameter like any other.
+        sliced), and in every block shortcut matrices that carry the residual stream from one basis to the next. A head
+        that is tied to the embedding stays so where that takes fewer parameters (see `storage.tables`). A weight of few
+        bits is a parameter like any other.
 
         Raises ValueError for a shape with other blocks or another width.
         """
@@ -138,14 +139,13 @@ class Plan:
         if not self.slices:
             return sum(shape.parameters[i] for i in kept) + shape.other_parameters
 
-        total = shape.embedding_rows * self.stream[0]
+        one, two = tables(shape.head_rows, self.width, self.stream[0], self.head)
+        total = (shape.embedding_rows - shape.head_rows) * self.stream[0] + (min(one, two) if shape.tied else two)
         for i, (reads, writes) in zip(kept, pairwise(self.stream), strict=True):
             total += shape.reads[i] * reads + shape.writes[i] * writes + shape.untouched[i]
             # Sequential blocks have a second shortcut, after attention, where the width stays.
             total += reads * writes + (0 if shape.parallel else reads * reads)
-        if self.head is None:
-            return total + shape.final_parameters
-        return total + shape.head_rows * self.head + shape.head_bias
+        return total + (shape.final_parameters - shape.head_rows * self.width if self.head is None else shape.head_bias)
 
     def predicted_bytes(self, shape: Shape, stored: Stored | None = None) -> int:
         """Bytes of the model as stored: matrices of few bits by `stored`, all else at the dtype of the shape.

@@ -1,4 +1,4 @@
-"""What a quantized matrix takes on disk, so that a plan's size can be told before anything is quantized."""
+"""What a quantized matrix takes on disk, and what embedding and head do, so that a plan's size can be told before."""
 
 from __future__ import annotations
 
@@ -36,3 +36,21 @@ class Grouped:
     def size(self, columns: int) -> int:
         """Weights of one row of `columns` that share a scale."""
         return self.group if isinstance(self.group, int) else columns
+
+
+def tables(rows: int, width: int, first: int, head: int | None) -> tuple[int, int]:
+    """Parameters of embedding and head of a sliced model, biases left out: with one table for both, and with two.
+
+    `rows` is the vocabulary, `width` that of the dense model; block 0 reads `first` columns, and the head `head` of
+    them, None for all as they are in the dense model.
+
+    One table `[rows, width]` needs an entrance `[width, first]`, by which what is looked up is rotated and cut, and for
+    a head that is cut an exit `[head, width]`. Two are cut themselves: `[rows, first]` and `[rows, head]`.
+    """
+    return rows * width + width * (first + (head or 0)), rows * (first + (head or width))
+
+
+def stays_tied(rows: int, width: int, first: int, head: int | None) -> bool:
+    """Whether a tied model keeps its one table when it is sliced: if that takes fewer parameters (see `tables`)."""
+    one, two = tables(rows, width, first, head)
+    return one < two

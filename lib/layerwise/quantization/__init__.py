@@ -5,7 +5,8 @@ weights of its linear layers get, None leaves a block as it is; `tokens` `[n, le
 that use it. It may change the model that it is given, which is a copy. One that treats each block by itself offers
 `.block(block, bits) -> block` too, so that a sweep over plans quantizes nothing twice. `widths` and `stored` say what
 it has and what that takes on disk. One that keeps outliers takes `outliers` `[L]` too, the share of each block's
-weights. A function of your own needs nothing but the signature.
+weights. One that can't do rows of every length has `check_columns(columns)`, which raises ValueError. A function of
+your own needs nothing but the signature.
 """
 
 from __future__ import annotations

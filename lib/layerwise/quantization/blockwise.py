@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -33,6 +33,9 @@ class Blockwise(ABC):
     @abstractmethod
     def stored(self, bits: int, rows: int, columns: int) -> int:
         """Bytes of a matrix at `bits` bits."""
+
+    def check_columns(self, columns: int) -> None:  # noqa: B027 most do any
+        """Raise ValueError for rows of so many weights if they can't be done."""
 
     def __call__(self, model: nn.Module, bits: Sequence[int | None], tokens: Tensor | None = None) -> nn.Module:
         """`model` with the linear layers of block i at `bits[i]` bits, in place; None leaves a block as it is.
@@ -76,19 +79,17 @@ def check(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
         )
 
 
-def check_matrices(quantizer, model: nn.Module, bits: Sequence[int | None], fits: Callable | None = None) -> None:
+def check_matrices(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
     """Raise ValueError, naming block and matrix, for one that is to be quantized and is not finite.
 
-    So too for a model that was spread over devices, and where `fits(columns)` raises it for rows that the quantizer
-    can't do.
+    So too for a model that was spread over devices, and for rows that the quantizer can't do.
     """
     check_present(model)
     for i, (block, width) in enumerate(zip(blocks(model), bits, strict=True)):
         for path, linear in linears(block).items() if width else ():
             try:
                 check_finite(linear.weight)
-                if fits:
-                    fits(linear.in_features)
+                quantizer.check_columns(linear.in_features)
             except ValueError as error:
                 raise ValueError(f"{quantizer.name}, block {i}, {path}: {error}") from error
 

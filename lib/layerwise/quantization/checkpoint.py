@@ -25,6 +25,7 @@ from layerwise.quantization.packed import (
     SparseLinear,
     packed,
 )
+from layerwise.structure import untie_what_differs
 
 METHOD = "layerwise"
 FORMAT = 1
@@ -44,8 +45,6 @@ def files(config: dict) -> list[str]:
 def write(model: nn.Module, folder: Path) -> None:
     """Write a model with packed layers to an empty folder; tied tensors are stored once."""
     folder.mkdir(parents=True, exist_ok=True)
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.save_pretrained(folder)
     tensors, seen = {}, set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
@@ -90,6 +89,7 @@ def read(folder: Path) -> nn.Module:
     for path, layer in about["layers"].items():
         model.set_submodule(path, _empty(model.get_submodule(path), tensors, path, **layer))
     missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+    untie_what_differs(model)
     model.tie_weights()
     if (folder / GENERATION_CONFIG_NAME).exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)

@@ -49,9 +49,13 @@ class GPTQ:
         if tokens is None:
             raise ValueError("gptq needs calibration text: give tokens=lw.tokens(...)")
         entry = _entry()
-        check_matrices(self, model, bits, fits=lambda columns: whole_groups(columns, self.group))
+        check_matrices(self, model, bits)
         self._oneshot(entry, model, bits, tokens)
         return model.eval().requires_grad_(False)
+
+    def check_columns(self, columns: int) -> None:
+        """Raise ValueError for rows that have no whole number of groups."""
+        whole_groups(columns, self.group)
 
     def stored(self, bits: int, rows: int, columns: int) -> int:
         """Bytes of a matrix in a model of 16 bits."""

@@ -26,11 +26,14 @@ class HQQ(Blockwise):
     name: ClassVar[str] = "hqq"
     widths: ClassVar[tuple[int, ...]] = (8, 4, 3, 2, 1)
 
+    def check_columns(self, columns: int) -> None:
+        whole_groups(columns, Grouped(self.group).size(columns))
+
     def matrix(self, weight: Tensor, bits: int) -> Quantized:
         quantize = needs("hqq.core.quantize", "hqq").Quantizer.quantize
         rows, columns = weight.shape
         size = Grouped(self.group).size(columns)
-        whole_groups(columns, size)
+        self.check_columns(columns)
         codes, found = quantize(
             weight,
             nbits=bits,

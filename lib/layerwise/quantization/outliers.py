@@ -66,11 +66,16 @@ class Outliers:
         if tokens is None:
             raise ValueError("outliers needs calibration text: give tokens=lw.tokens(...)")
         check_tokens(tokens, model.config.vocab_size)
-        check_matrices(self, model, bits, fits=_indexed)
+        check_matrices(self, model, bits)
         each = list(blocks(model))
         with torch.inference_mode(False), torch.no_grad():
             self._sequentially(model, each, bits, shares, tokens)
         return model
+
+    def check_columns(self, columns: int) -> None:
+        """Raise ValueError for rows that are too long to be indexed."""
+        if columns > MOST:
+            raise ValueError(f"rows of {columns} weights: indices of 16 bits reach to {MOST}")
 
     def stored(self, bits: int, rows: int, columns: int, outliers: float | None = None) -> int:
         """Bytes of a matrix at `bits` bits. `outliers` is the share that is kept of it, or of its whole block's."""
@@ -157,11 +162,6 @@ def _largest(gains: Sequence[Tensor], share: float) -> list[Tensor]:
     chosen[flat.topk(round(share * len(flat)), sorted=False).indices] = True
     parts = chosen.split([each.numel() for each in gains])
     return [part.view_as(each) for part, each in zip(parts, gains, strict=True)]
-
-
-def _indexed(columns: int) -> None:
-    if columns > MOST:
-        raise ValueError(f"rows of {columns} weights: indices of 16 bits reach to {MOST}")
 
 
 def _check_share(name: str, share: float) -> None:
