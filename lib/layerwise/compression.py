@@ -18,7 +18,7 @@ from layerwise.quantization import packed
 from layerwise.quantization import quantizer as by_name
 from layerwise.quantization.blockwise import check, each_block
 from layerwise.quantization.gptq import compressed
-from layerwise.structure import blocks
+from layerwise.structure import blocks, text_config
 
 
 def compress(
@@ -116,7 +116,7 @@ def check_quantizer(model, quantizer, plan, tokens, mask) -> Callable | None:
     if getattr(quantizer, "needs_tokens", False) and tokens is None:
         raise ValueError(f"{name} needs calibration text: give tokens=lw.tokens(...)")
     if tokens is not None:
-        check_tokens(tokens, model.config.vocab_size)
+        check_tokens(tokens, text_config(model).vocab_size)
 
     def quantize(model, tokens, inplace):
         if inplace:
@@ -141,7 +141,7 @@ def check_fits(model, plan: Plan) -> None:
     """Raise ValueError unless `plan` is one for this model."""
     if not isinstance(plan, Plan):
         raise ValueError(f"plan must be a Plan, such as lw.plans.constant_slices(lw.shape(model), 0.25), not {plan!r}")
-    count, width = len(blocks(model)), model.config.hidden_size
+    count, width = len(blocks(model)), text_config(model).hidden_size
     if (len(plan.layers), plan.width) != (count, width):
         raise ValueError(
             f"the plan is for {len(plan.layers)} layers of width {plan.width}, the model has {count} of width {width}: "

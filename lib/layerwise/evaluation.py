@@ -18,6 +18,7 @@ from layerwise import corpora, stats
 from layerwise.devices import entrance
 from layerwise.quantization import packed
 from layerwise.quantization.gptq import compressed
+from layerwise.structure import text_config
 
 
 class Perplexity(NamedTuple):
@@ -75,8 +76,9 @@ def window_differences(a: nn.Module, b: nn.Module, tokens: Tensor, batch: int = 
     """What `compare` averages, for each window of `tokens` `[n, length]`: (loss, KL), float64 `[n]` each."""
     check(a, tokens)
     check(b, tokens)
-    if a.config.vocab_size != b.config.vocab_size:
-        sizes = f"{a.config.vocab_size} and {b.config.vocab_size}"
+    words = [text_config(model).vocab_size for model in (a, b)]
+    if words[0] != words[1]:
+        sizes = f"{words[0]} and {words[1]}"
         raise ValueError(f"the models have vocabularies of {sizes} tokens: only models that share one can be compared")
     found = []
     with torch.inference_mode():
@@ -120,7 +122,7 @@ def _stored_bytes(tensor, model):
 
 def check(model: nn.Module, tokens: Tensor) -> None:
     """Raise unless `tokens` is `[n, length]` with something to predict and all in the model's vocabulary."""
-    corpora.check_tokens(tokens, model.config.vocab_size)
+    corpora.check_tokens(tokens, text_config(model).vocab_size)
     if tokens.shape[1] < 2:
         raise ValueError("windows of one token leave nothing to predict: take windows of at least 2 tokens")
 

@@ -20,10 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Compre
 from transformers.utils import logging
 
 from layerwise import devices, folders, hub
-from layerwise.architectures import architecture
 from layerwise.folders import DamagedModel
 from layerwise.quantization import checkpoint, gptq, packed
-from layerwise.structure import blocks, blocks_path
+from layerwise.structure import blocks, blocks_path, check_decoder
 
 WEIGHTS = Path(__file__).parent / "world" / "weights"
 PREFIX = "embedded/"
@@ -56,7 +55,7 @@ def load(name, device="auto", dtype="auto", revision=None):
     model is in eval mode and its parameters want no gradients: call `model.requires_grad_()` to train it.
 
     Raises UnknownModel, DamagedModel, `hub.HubError` (a licence that wasn't accepted, no network, ...), MemoryError, or
-    UnsupportedArchitecture, the last before any weights are read; ValueError for a `dtype` that is none.
+    UnknownStructure for what is no decoder-only model, before any weights are read; ValueError for a `dtype` that is none.
     """
     name = os.fspath(name)
     folder, config, ours = checked(name, revision)
@@ -93,11 +92,11 @@ def load(name, device="auto", dtype="auto", revision=None):
 def configuration(name, revision=None) -> PretrainedConfig:
     """The configuration of a model by its name as `load` takes it; of the Hub nothing else is fetched.
 
-    Raises UnknownModel, DamagedModel, `hub.HubError`, and UnsupportedArchitecture.
+    Raises UnknownModel, DamagedModel, `hub.HubError`, and UnknownStructure for what is no decoder-only model.
     """
     name = os.fspath(name)
     folder = _folder(name) or _asked(name, lambda: hub.config(name, revision)).parent
-    architecture(folders.config(folder).get("model_type", ""))
+    check_decoder(folders.config(folder))
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
@@ -179,8 +178,8 @@ def _asked(name: str, ask: Callable[[], Path]) -> Path:
 
 
 def _own_files(config: dict) -> list[str]:
-    """The files with the weights of a packed model; raises UnsupportedArchitecture, before anything large is read."""
-    architecture(config.get("model_type", ""))
+    """The files with the weights of a packed model; raises UnknownStructure, before anything large is read."""
+    check_decoder(config)
     return checkpoint.files(config) if checkpoint.is_ours(config) else []
 
 

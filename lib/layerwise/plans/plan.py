@@ -131,21 +131,24 @@ class Plan:
         sliced), a head of its own, and in every block shortcut matrices that carry the residual stream from one basis
         to the next. A weight of few bits is a parameter like any other.
 
-        Raises ValueError for a shape with other blocks or another width.
+        Raises ValueError for a shape with other blocks or another width, and if the plan slices what can't be sliced.
         """
         self._check(shape)
         kept = [i for i, layer in enumerate(self.layers) if layer.keep]
         if not self.slices:
             return sum(shape.parameters[i] for i in kept) + shape.other_parameters
 
-        total = shape.embedding_rows * self.stream[0]
+        sliced = shape.slicing
+        if isinstance(sliced, str):
+            raise ValueError(sliced)
+        total = sliced.embedding_rows * self.stream[0]
         for i, (reads, writes) in zip(kept, pairwise(self.stream), strict=True):
-            total += shape.reads[i] * reads + shape.writes[i] * writes + shape.untouched[i]
+            total += sliced.reads[i] * reads + sliced.writes[i] * writes + sliced.untouched[i]
             # Sequential blocks have a second shortcut, after attention, where the width stays.
-            total += reads * writes + (0 if shape.parallel else reads * reads)
+            total += reads * writes + (0 if sliced.parallel else reads * reads)
         if self.head is None:
-            return total + shape.final_parameters
-        return total + shape.head_rows * self.head + shape.head_bias
+            return total + sliced.final_parameters
+        return total + sliced.head_rows * self.head + sliced.head_bias
 
     def predicted_bytes(self, shape: Shape, stored: Stored | None = None) -> int:
         """Bytes of the model as stored: matrices of few bits by `stored`, all else at the dtype of the shape.
