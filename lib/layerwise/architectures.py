@@ -152,8 +152,8 @@ def architecture(model) -> Architecture:
         named = f"the architecture {family!r}" if family else f"{type(model).__name__}, which names no model_type,"
         bits = "" if _experts(text) else "plans of bits, "
         raise UnsupportedArchitecture(
-            f"{named} can't be sliced: {why}. What works for it are scores, damage, {bits}removal of blocks, memory and "
-            "evaluation"
+            f"{named} can't be sliced: {why}. What works for it are scores, damage, {bits}removal of blocks, memory "
+            "and evaluation"
         )
     return ARCHITECTURES[family]
 
@@ -185,6 +185,6 @@ def _experts(text: PretrainedConfig | dict | None) -> bool:
     """Whether a configuration is that of a mixture of experts: it, or a part of it, says how many there are."""
     told = text.to_dict() if isinstance(text, PretrainedConfig) else text or {}
     return any(
-        _experts(value) if isinstance(value, dict) else "experts" in name and isinstance(value, int) and value > 1
+        _experts(value) if isinstance(value, dict) else "experts" in str(name) and isinstance(value, int) and value > 1
         for name, value in told.items()
     )

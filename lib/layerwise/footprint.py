@@ -59,10 +59,10 @@ def memory(
     `plan`, `quantizer`, `batch` and `inplace` are as for `lw.compress`, and calibration is on `windows` of `length`
     tokens. `dtype` is the configuration's own unless it is given, and bfloat16 if it has none.
 
-    It takes seconds, for large models up to a minute. Raises what `lw.load` does for names, UnknownStructure for what is
-    no decoder-only model, UnsupportedArchitecture for slices of what can't be sliced, and ValueError for the configuration of a compressed model, for what `lw.compress` refuses, for windows that leave
-    no position to go on with, and for bits by a quantizer that looks at text ("gptq", "outliers"): what these need
-    depends on it.
+    It takes seconds, for large models up to a minute. Raises what `lw.load` does for names, UnknownStructure for what
+    is no decoder-only model, UnsupportedArchitecture for slices of what can't be sliced, and ValueError for the
+    configuration of a compressed model, for what `lw.compress` refuses, for windows that leave no position to go on
+    with, and for bits by a quantizer that looks at text ("gptq", "outliers"): what these need depends on it.
     """
     if not isinstance(config, PretrainedConfig):
         config = configuration(config)

@@ -55,7 +55,8 @@ def load(name, device="auto", dtype="auto", revision=None):
     model is in eval mode and its parameters want no gradients: call `model.requires_grad_()` to train it.
 
     Raises UnknownModel, DamagedModel, `hub.HubError` (a licence that wasn't accepted, no network, ...), MemoryError, or
-    UnknownStructure for what is no decoder-only model, before any weights are read; ValueError for a `dtype` that is none.
+    UnknownStructure for what is no decoder-only model, before any weights are read; ValueError for a `dtype` that is
+    none.
     """
     name = os.fspath(name)
     folder, config, ours = checked(name, revision)

@@ -22,7 +22,7 @@ def run(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> None:
 
 
 def entering(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> tuple[Tensor, list[dict]]:
-    """What enters block 0, `[n, length, D]`, and the arguments that each block gets beside it, by name; no block is run."""
+    """What enters block 0, `[n, length, D]`, and what each block gets beside it, arguments by name; no block is run."""
     states, arguments = [], []
 
     def stand_in(block):

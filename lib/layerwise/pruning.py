@@ -96,14 +96,12 @@ def _differences(old: nn.Module, new: nn.Module) -> Iterator[str]:
         if one is None or other is None or (one[0], type(one[1])) != (other[0], type(other[1])):
             yield f"the kind of {(one or other)[0]}"
             return
-        theirs = _told(other[1])
-        yield from (
-            f"{one[0]}.{name}".lstrip(".") for name, value in _told(one[1]).items() if theirs.get(name) != value
-        )
+        mine, theirs = _told(one[1]), _told(other[1])
+        yield from (f"{one[0]}.{name}".lstrip(".") for name in mine | theirs if mine.get(name) != theirs.get(name))
 
 
 def _told(module: nn.Module) -> dict:
-    """What tells a module from others of its class: shapes of its own parameters, and attributes that are no objects."""
+    """What tells a module from others of its class: shapes of its own parameters, numbers, names and switches."""
     plain = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
     shapes = {name: tuple(tensor.shape) for name, tensor in module.named_parameters(recurse=False)}
     return {name: value for name, value in (plain | shapes).items() if name not in NUMBERS}

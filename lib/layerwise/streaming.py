@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, rename_source_key
 
 from layerwise import hub, slicing
 from layerwise.compression import check_plan, check_quantizer
@@ -73,7 +76,7 @@ def compress_checkpoint(
             raise ValueError("slicing needs calibration text: give tokens=lw.tokens(...)")
         slicing.check(model, tokens, mask, batch, loaded=False)
     folder, _, _ = checked(os.fspath(source), revision)
-    weights = _Weights(folder)
+    weights = _Weights(folder, model)
     if config.dtype is None:
         config.dtype = weights.tensor(next(iter(weights.places))).dtype
         model = _empty(config)
@@ -117,18 +120,35 @@ def compress_checkpoint(
 
 
 class _Weights:
-    """The tensors of a checkpoint, read one by one."""
+    """The tensors of a checkpoint, read one by one, by the names that they have in `model`.
 
-    def __init__(self, folder: Path):
-        self.folder, self.places = folder, places(folder)
-        self.stored_as: dict[str, str] = {}  # of tied tensors, the name under which they are there
+    Transformers says which these are: checkpoints may have older names, or no prefix before what has no head. Raises
+    ValueError where it would make one tensor of several, as of experts that are stored one by one.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module):
+        self.folder, self.places = folder, {}
+        self.stored_as: dict[str, str] = {}  # the name under which a tensor is there
+        wanted, how = model.state_dict(), get_model_conversion_mapping(model)
+        converters = [each for each in how if isinstance(each, WeightConverter)]
+        renamings = [each for each in how if not isinstance(each, WeightConverter)]
+        ignored = re.compile("|".join([r"inv_freq$", *(model._keys_to_ignore_on_load_unexpected or [])]))
+        for name, file in places(folder).items():
+            own, converted = rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
+            if converted:
+                raise ValueError(
+                    f"{folder}: {name} is stored otherwise than the model has it, as a part of {own}: take lw.compress, "
+                    "which needs the whole model in memory"
+                )
+            if own in wanted or not ignored.search(own):
+                self.places[own], self.stored_as[own] = file, name
 
     def check(self, model: nn.Module) -> None:
         """Raise DamagedModel unless each tensor of the model is there, and nothing else."""
         names: dict[int, list[str]] = {}  # of each parameter; tied ones have several, of which one may be stored
         for name, parameter in model.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
-        missing, unexpected = [], {name for name in self.places if not name.endswith("inv_freq")}
+        missing, unexpected = [], set(self.places)
         for first, *others in names.values():
             stored = [name for name in (first, *others) if name in self.places]
             if not stored:
@@ -137,7 +157,7 @@ class _Weights:
             if any(not torch.equal(self.tensor(stored[0]), self.tensor(name)) for name in stored[1:]):
                 raise DamagedModel(f"{self.folder}: config.json ties {', '.join(stored)}, and they differ")
             self.places[first] = self.places[stored[0]]
-            self.stored_as[first] = stored[0]
+            self.stored_as[first] = self.stored_as[stored[0]]
             unexpected -= set(stored)
         for what, found in (("missing", missing), ("unexpected", unexpected)):
             if found:
@@ -147,7 +167,7 @@ class _Weights:
     def tensor(self, name: str) -> Tensor:
         """A tensor of the checkpoint, on the CPU."""
         with safe_open(self.folder / self.places[name], framework="pt") as file:
-            return file.get_tensor(self.stored_as.get(name, name))
+            return file.get_tensor(self.stored_as[name])
 
     def give(self, module: nn.Module, name: str, key: str, device: torch.device) -> None:
         """Give the parameter `name` of `module` its value, the tensor `key`."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import (
@@ -26,7 +25,7 @@ class UnknownStructure(ValueError):
 
 
 def check_decoder(config: PretrainedConfig | dict) -> None:
-    """Raise UnknownStructure unless a configuration, or what its file holds, is that of a decoder-only language model."""
+    """Raise UnknownStructure unless a configuration, or what its file holds, is of a decoder-only language model."""
     told = config if isinstance(config, dict) else config.to_dict()
     family = (told.get("model_type") or "").removeprefix(SLICED)
     if not family:
@@ -100,7 +99,7 @@ def forwards(modules: Sequence[nn.Module], stand_ins: Sequence[Callable]) -> Ite
 
 
 def written(output) -> Tensor:
-    """Hidden states `[n, length, D]` in what a block returns: some families (Bloom, Falcon, ...) put them in a tuple."""
+    """Hidden states `[n, length, D]` in what a block returns: some families, such as Bloom, put them in a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
