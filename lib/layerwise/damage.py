@@ -129,9 +129,12 @@ def _check(model, tokens):
 
 
 class _Removed(nn.Module):
-    """A block that hands on what it gets, in a tuple if the blocks of its model return one."""
+    """A block that hands on what it gets, in a tuple where the blocks of its model return one.
 
-    def __init__(self, in_tuple: bool):
+    After a pass with the model's own blocks, `Passes` knows that by itself.
+    """
+
+    def __init__(self, in_tuple: bool = False):
         super().__init__()
         self.in_tuple = in_tuple
 
@@ -147,8 +150,7 @@ def _maker(kind, model):
     if callable(kind):
         return lambda block: kind(copy.deepcopy(block))
     if kind == "removed":
-        removed = _Removed(in_tuples(model))
-        return lambda block: removed
+        return lambda block: _Removed()
     bits = re.fullmatch(r"([1-8]) bits?", kind)
     if not bits:
         raise ValueError(

@@ -137,8 +137,8 @@ class _Weights:
             own, converted = rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
             if converted:
                 raise ValueError(
-                    f"{folder}: {name} is stored otherwise than the model has it, as a part of {own}: take lw.compress, "
-                    "which needs the whole model in memory"
+                    f"{folder}: {name} is stored otherwise than the model has it, as a part of {own}: take "
+                    "lw.compress, which needs the whole model in memory"
                 )
             if own in wanted or not ignored.search(own):
                 self.places[own], self.stored_as[own] = file, name

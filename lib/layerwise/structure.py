@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -30,11 +30,15 @@ def check_decoder(config: PretrainedConfig | dict) -> None:
     family = (told.get("model_type") or "").removeprefix(SLICED)
     if not family:
         raise UnknownStructure("the configuration names no model_type, so what kind of model it is can't be told")
+
+    def says(name: str) -> bool:
+        return bool(told.get(name, getattr(CONFIG_MAPPING[family], name, False)))
+
     if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         what = "is no language model that transformers' AutoModelForCausalLM knows"
-    elif told.get("is_encoder_decoder"):
+    elif says("is_encoder_decoder"):
         what = "has an encoder beside its decoder"
-    elif family in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not told.get("is_decoder", False):
+    elif family in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not says("is_decoder"):
         what = "is an encoder, which reads all of a text at once"
     else:
         return
