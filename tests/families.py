@@ -1,4 +1,5 @@
-"""Tiny random models, one row for each supported family: what tests use until they need trained weights."""
+"""Tiny random models, one row for each family, those that can be sliced and others: what tests use until they need
+trained weights."""
 
 import layerwise as lw
 import torch

@@ -11,7 +11,7 @@ from layerwise import damage
 from layerwise.architectures import UnsupportedArchitecture
 from layerwise.passes import entering
 from layerwise.plans import Layer, Plan
-from layerwise.quantization import HQQ, quantizer
+from layerwise.quantization import HQQ, Outliers, quantizer
 from layerwise.structure import blocks, blocks_path, check_decoder, experts, linears, matrix
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -168,7 +168,7 @@ def test_what_enters_the_blocks_goes_through_them_as_in_the_model(family):
     assert states.equal(left[0])
 
 
-@pytest.mark.parametrize("name", ["rtn", "quanto", HQQ(group=8), "outliers"], ids=str)
+@pytest.mark.parametrize("name", ["rtn", "quanto", HQQ(group=8), Outliers(share=1 / 64)], ids=str)
 @pytest.mark.parametrize("family", ["bloom", "falcon", "gemma3", "gpt2", "gpt_neo"])
 def test_every_quantizer_rounds_the_matrices_of_every_kind(family, name, tmp_path):
     model, plan = made(family), Plan(tuple(Layer(bits=8) for _ in range(3)), 32)

@@ -50,10 +50,11 @@ def compress(
     as `lw.quantization.HQQ(group=128)`, or a function `(model, bits, tokens=None) -> model`. Some need `tokens`. Save
     the result with `lw.save`, which stores few bits as few.
 
-    Raises UnsupportedArchitecture, and ValueError for a plan of another model, tokens that are missing or outside the
-    vocabulary, a width in bits that the quantizer lacks, a size that it can't do, a model that was spread over devices,
-    and weights or hidden states that are NaN or infinite, naming the block; ImportError if the package of a quantizer
-    is missing. Warns if there are fewer tokens than the stream is wide.
+    Raises UnsupportedArchitecture, which says why the model can't be sliced, and ValueError for a plan of another
+    model, tokens that are missing or outside the vocabulary, a width in bits that the quantizer lacks, a size or layers
+    that it can't do, blocks that can't be removed, a model that was spread over devices, and weights or hidden states
+    that are NaN or infinite, naming the block; ImportError if the package of a quantizer is missing. Warns if there are
+    fewer tokens than the stream is wide.
     """
     check_plan(model, plan)
     check_present(model)

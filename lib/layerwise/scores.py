@@ -143,8 +143,8 @@ def zd(model, tokens: Tensor | None = None, mask: Tensor | None = None) -> np.nd
     """Z-score distribution: minus the share of a block's weights with z > 1, float64 `[L]`, higher = more important.
 
     z = (w - mean) / std over the weight matrices of all linear layers of the block, pooled; the standard deviation is
-    that of the population (arXiv 2406.17415). It reads no text: `tokens` and `mask` are there so that scores are called
-    alike.
+    that of the population (arXiv 2406.17415). The weights of all experts of a block are among them, its router's are
+    not. It reads no text: `tokens` and `mask` are there so that scores are called alike.
 
     Raises ValueError that names the block and the matrix if a weight is NaN or infinite.
     """
