@@ -116,8 +116,8 @@ def measured(name: str, options, card: Card, record) -> None:
     def speed(what, model, inside=weights):
         found = lw.speed(model, batch=1, prompt=options.length // 2, new=32)
         # Of the embedding a row is read for each token; the head is applied to the last position of the prompt.
-        moved = lw.size(model).bytes - (shape.other_parameters - shape.final_parameters) * 2
-        prompt = 2 * inside * (options.length // 2) + 2 * shape.final_parameters
+        moved = lw.size(model).bytes - (shape.other_parameters - shape.slicing.final_parameters) * 2
+        prompt = 2 * inside * (options.length // 2) + 2 * shape.slicing.final_parameters
         for part, rate, floor in (
             ("prefill", found.prefill, options.length // 2 / card.floor(prompt, moved)),
             ("decode", found.decode, 1 / card.floor(moved=moved)),

@@ -1,4 +1,5 @@
-"""Tiny random models, one row for each supported family: what tests use until they need trained weights."""
+"""Tiny random models, one row for each family, those that can be sliced and others: what tests use until they need
+trained weights."""
 
 import layerwise as lw
 import torch
@@ -27,6 +28,41 @@ FAMILIES = {
     "phi": {"intermediate_size": 64},
 }
 
+# Decoder-only families that slicing doesn't know: all else works for them.
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+ALTERNATING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "full_attention"]}
+
+DECODERS = {
+    "bloom": {},
+    "cohere": GROUPED,
+    "cohere2": GROUPED | ALTERNATING,
+    "exaone4": GROUPED | ALTERNATING,
+    "falcon": {"new_decoder_architecture": False},
+    "gemma": GROUPED | {"head_dim": 8},
+    "gemma2": GROUPED | ALTERNATING | {"head_dim": 8},
+    "gemma3_text": GROUPED | ALTERNATING | {"head_dim": 8},
+    "gpt2": {},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1], [["local"], 1]], "window_size": 4},
+    "gpt_neox": {"intermediate_size": 56},
+    "gptj": {"rotary_dim": 4},
+    "granite": GROUPED | {"residual_multiplier": 0.5},
+    "mpt": {},
+    "nemotron": GROUPED,
+    "olmo": GROUPED,
+    "olmo2": GROUPED,
+    "smollm3": GROUPED | {"no_rope_layers": [1, 0, 1]},
+    "stablelm": GROUPED,
+    "starcoder2": GROUPED,
+    "gpt_oss": GROUPED | EXPERTS | ALTERNATING | {"head_dim": 8},
+    "llama4_text": GROUPED
+    | EXPERTS
+    | {"moe_layers": [0, 2], "no_rope_layers": [1, 0, 1], "intermediate_size_mlp": 56, "attention_chunk_size": 4},
+    "mixtral": GROUPED | EXPERTS,
+    "phimoe": GROUPED | EXPERTS,
+    "qwen3_moe": GROUPED | EXPERTS | {"num_experts": 4, "mlp_only_layers": [1], "head_dim": 8},
+}
+MIXTURES = ("gpt_oss", "llama4_text", "mixtral", "phimoe", "qwen3_moe")  # their experts are one parameter
+
 # Configurations that change what a block does or what is stored, and that checkpoints of these families do have.
 VARIANTS = {
     # With more tokens than three widths one table takes less than two that are cut, even where the head is cut too.
@@ -53,7 +89,7 @@ VARIANTS = {
 
 def config(family: str, **changes):
     """Configuration of a tiny model of a family: 3 blocks of width 32, 96 tokens, unless `changes` say otherwise."""
-    return AutoConfig.for_model(family, **(SMALL | FAMILIES.get(family, {}) | changes))
+    return AutoConfig.for_model(family, **(SMALL | (FAMILIES | DECODERS).get(family, {}) | changes))
 
 
 def tiny(family: str = "llama", seed: int = 0, **changes):

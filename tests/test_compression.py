@@ -288,15 +288,23 @@ def test_states_that_overflow_are_named_by_block(family, path, where):
             sliced(calibration, model, CUT_HEAD, TOKENS)
 
 
-EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size": 16, "num_key_value_heads": 4}
-
-
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("gpt2", {}, "the architecture 'gpt2' is not supported; supported are llama, mistral, .*, phi"),
-        ("mixtral", EXPERTS, "the architecture 'mixtral' is not supported; supported are llama, mistral, .*, phi"),
-        ("opt", {"do_layer_norm_before": False}, r"opt model has norms after attention and MLP.*\(OPT-350m does\)"),
+        (
+            "gpt2",
+            {},
+            "'gpt2' can't be sliced: its linear layers are Conv1D.* works for it are scores, damage, plans of bits",
+        ),
+        (
+            "mixtral",
+            {},
+            "'mixtral' can't be sliced: its MLPs are mixtures of experts.*scores, damage, removal of blocks",
+        ),
+        ("gemma2", {}, "'gemma2' can't be sliced: it has norms behind attention and MLP"),
+        ("granite", {}, "'granite' can't be sliced: its residual path is no plain sum: residual_multiplier is 0.5"),
+        ("bloom", {}, "'bloom' can't be sliced: slicing knows llama, mistral, .*, phi; .* one more entry in"),
+        ("opt", {"do_layer_norm_before": False}, r"'opt' can't be sliced: it has norms after attention.*OPT-350m does"),
         ("opt", {"word_embed_proj_dim": 16}, "embeddings of another width than its stream"),
     ],
 )

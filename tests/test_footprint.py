@@ -111,8 +111,8 @@ def test_what_cannot_be_told():
         lw.memory(config, length=24, batch=0)
     with pytest.raises(lw.models.UnknownModel, match="embedded/7L"):
         lw.memory("embedded/7L")
-    with pytest.raises(lw.architectures.UnsupportedArchitecture, match="mixtral"):
-        lw.memory(AutoConfig.for_model("mixtral"))
+    with pytest.raises(lw.structure.UnknownStructure, match="'t5' is no language model that transformers' AutoModel"):
+        lw.memory(AutoConfig.for_model("t5"))
 
 
 @pytest.mark.filterwarnings("ignore:.*calibration tokens")

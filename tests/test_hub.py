@@ -11,7 +11,7 @@ import pytest
 import torch
 from families import FAMILIES, random_tokens, tiny
 from layerwise import hub, models, results, world
-from layerwise.architectures import UnsupportedArchitecture
+from layerwise.structure import UnknownStructure
 from standin_hub import COMMIT
 
 
@@ -77,8 +77,8 @@ def test_packed_models_are_downloaded_too(served, tmp_path):
 
 def test_unsupported_models_are_refused_before_their_weights_are_fetched(served):
     config = served.repos["org/tiny"] / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mixtral"}))
-    with pytest.raises(UnsupportedArchitecture, match="'mixtral' is not supported"):
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "t5"}))
+    with pytest.raises(UnknownStructure, match="'t5' is no language model"):
         lw.load("org/tiny")
     assert fetched(served) == ["config.json"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import CUT, FAMILIES, random_tokens, tiny
 from layerwise import models, names, world
-from layerwise.architectures import UnsupportedArchitecture
+from layerwise.structure import UnknownStructure
 from safetensors.torch import load_file, save_file
 
 
@@ -197,11 +197,20 @@ def test_weights_that_cannot_be_used_are_named(saved, change, message):
         lw.load(saved, device="cpu")
 
 
-@pytest.mark.parametrize("family", ["gpt2", "mixtral", "no_such_family"])
-def test_unsupported_architecture_is_refused_before_weights_are_read(family, saved, no_reading):
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("t5", "'t5' is no language model that transformers' AutoModelForCausalLM knows"),
+        ("no_such_family", "'no_such_family' is no language model"),
+        ("bert", "'bert' is an encoder"),
+        ("bart", "'bart' has an encoder beside its decoder"),
+        ("", "the configuration names no model_type"),
+    ],
+)
+def test_what_is_no_decoder_only_model_is_refused_before_weights_are_read(family, message, saved, no_reading):
     written = json.loads((saved / "config.json").read_text()) | {"model_type": family}
     (saved / "config.json").write_text(json.dumps(written))
-    with pytest.raises(UnsupportedArchitecture, match=f"'{family}' is not supported; supported are llama"):
+    with pytest.raises(UnknownStructure, match=message):
         lw.load(saved)
 
 

@@ -12,7 +12,7 @@ from families import FAMILIES, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layerwise.plans import Layer, Plan, constant_slices, dynamic_slices
-from layerwise.shapes import Matrix, Shape
+from layerwise.shapes import Matrix, Shape, Slicing
 
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
 settings.load_profile("no deadline")
@@ -33,14 +33,16 @@ def llama_like(L, D, vocabulary=50):
         other_parameters=other,
         other_bytes=2 * other,
         tied=False,
-        reads=(10 * D,) * L,
-        writes=(3 * D,) * L,
-        untouched=(0,) * L,
-        parallel=False,
-        embedding_rows=vocabulary,
-        final_parameters=(vocabulary + 1) * D,
-        head_rows=vocabulary,
-        head_bias=0,
+        slicing=Slicing(
+            reads=(10 * D,) * L,
+            writes=(3 * D,) * L,
+            untouched=(0,) * L,
+            parallel=False,
+            embedding_rows=vocabulary,
+            final_parameters=(vocabulary + 1) * D,
+            head_rows=vocabulary,
+            head_bias=0,
+        ),
     )
 
 
@@ -186,8 +188,9 @@ def test_a_sliced_head_has_the_constant_width_in_every_plan_of_the_mean():
 
 def unit_cost(shape, multiple):
     """Parameters that one more unit of width costs at most, in any block or the head: where all else is whole."""
-    read = shape.reads[0] + shape.embedding_rows + shape.writes[0] + 5 * shape.D
-    return multiple * max(read, shape.head_rows + shape.writes[0] + shape.D)
+    cut = shape.slicing
+    read = cut.reads[0] + cut.embedding_rows + cut.writes[0] + 5 * shape.D
+    return multiple * max(read, cut.head_rows + cut.writes[0] + shape.D)
 
 
 @given(problems(), st.floats(0.001, 0.95), st.booleans())

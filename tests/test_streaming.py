@@ -10,9 +10,8 @@ import pytest
 import torch
 from families import FAMILIES, random_tokens, tiny
 from layerwise import world
-from layerwise.architectures import UnsupportedArchitecture
 from layerwise.models import DamagedModel
-from layerwise.structure import blocks, linears
+from layerwise.structure import UnknownStructure, blocks, linears
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -237,8 +236,8 @@ def test_what_is_no_model_is_refused_before_any_work(tmp_path):
         with pytest.raises(error, match=message):
             lw.compress_checkpoint(folder, tmp_path / "small", plan, device="cpu")
 
-    config.write_text(json.dumps(written | {"model_type": "gpt2"}))
-    refused(UnsupportedArchitecture, "'gpt2' is not supported")
+    config.write_text(json.dumps(written | {"model_type": "t5"}))
+    refused(UnknownStructure, "'t5' is no language model")
     config.write_text(json.dumps(written))
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:-100])

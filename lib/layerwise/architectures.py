@@ -1,7 +1,8 @@
-"""The one table of model families: where the blocks, norms and projections are, and what shape they have.
+"""The one table of what slicing asks of a family: where its norms are, and what reads and writes the residual stream.
 
-Adding a family is one entry in `ARCHITECTURES` and one row in `tests/families.py`. All paths are attribute paths of a
-Hugging Face `...ForCausalLM`; those of a block are relative to the block.
+Everything else needs no table (see `structure`). A family that can be sliced is one entry in `ARCHITECTURES` and one
+row in `tests/families.py`. All paths are attribute paths of a Hugging Face `...ForCausalLM`; those of a block are
+relative to the block.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from layerwise.structure import SLICED
+from transformers import PretrainedConfig
+
+from layerwise.structure import SLICED, text_config
 
 
 class UnsupportedArchitecture(ValueError):
-    """A model family that the table does not hold."""
+    """A model that can't be sliced."""
 
 
 @dataclass(frozen=True)
@@ -126,19 +129,62 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def architecture(model) -> Architecture:
-    """The table's entry for a model, a config, or a `model_type` by name.
+# What attention and MLP write passes a norm before it is added to the stream.
+_NORMS_BEHIND = (
+    *("gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "vaultgemma"),
+    *("olmo2", "olmo3", "flex_olmo", "exaone4", "exaone_moe", "glm4"),
+)
+_CONV1D = ("gpt2", "gpt-sw3", "openai-gpt")
+# By what the stream, or what is added to it, is multiplied, unless it is 1.
+_FACTORS = ("residual_multiplier", "scale_depth")
 
-    Raises UnsupportedArchitecture, which names the family and lists those that are supported.
+
+def architecture(model) -> Architecture:
+    """The table's entry for a model, a config, or a `model_type` by name: what slicing asks for.
+
+    Raises UnsupportedArchitecture, which says why this model can't be sliced and what can be done with it instead.
     """
     config = getattr(model, "config", model)
     family = config if isinstance(config, str) else getattr(config, "model_type", None)
     family = (family or "").removeprefix(SLICED)  # parts of a sliced model are where its family has them
-    if family not in ARCHITECTURES:
+    text = text_config(config) if isinstance(config, PretrainedConfig) else None
+    if why := _why_not(family, text):
         named = f"the architecture {family!r}" if family else f"{type(model).__name__}, which names no model_type,"
+        bits = "" if _experts(text) else "plans of bits, "
         raise UnsupportedArchitecture(
-            f"{named} is not supported; supported are {', '.join(ARCHITECTURES)}. Mixtures of experts and models whose "
-            "blocks are not decoder blocks with one residual stream do not fit; another dense decoder is one more "
-            "entry in layerwise.architectures.ARCHITECTURES"
+            f"{named} can't be sliced: {why}. What works for it are scores, damage, {bits}removal of blocks, memory "
+            "and evaluation"
         )
     return ARCHITECTURES[family]
+
+
+def _why_not(family: str, text: PretrainedConfig | None) -> str | None:
+    """Why a model can't be sliced, or None if it can; `text` is its configuration, where there is one."""
+    factors = [name for name in _FACTORS if getattr(text, name, 1) not in (1, None)]
+    if _experts(text):
+        return "its MLPs are mixtures of experts, which read and write the stream by no linear layers"
+    if family in _NORMS_BEHIND:
+        return "it has norms behind attention and MLP, and a norm of what is written does not commute with a rotation"
+    if family in _CONV1D:
+        return "its linear layers are Conv1D, with weights [in, out], which slicing doesn't rotate"
+    if factors:
+        return f"its residual path is no plain sum: {factors[0]} is {getattr(text, factors[0])}"
+    if not getattr(text, "do_layer_norm_before", True):
+        return "it has norms after attention and MLP, on the stream itself (OPT-350m does)"
+    if getattr(text, "word_embed_proj_dim", None) not in (None, getattr(text, "hidden_size", None)):
+        return "it has embeddings of another width than its stream (OPT-350m does)"
+    if family not in ARCHITECTURES:
+        return (
+            f"slicing knows {', '.join(ARCHITECTURES)}; a family whose norms stand before attention and MLP, and whose "
+            "residual path is a plain sum, is one more entry in layerwise.architectures.ARCHITECTURES"
+        )
+    return None
+
+
+def _experts(text: PretrainedConfig | dict | None) -> bool:
+    """Whether a configuration is that of a mixture of experts: it, or a part of it, says how many there are."""
+    told = text.to_dict() if isinstance(text, PretrainedConfig) else text or {}
+    return any(
+        _experts(value) if isinstance(value, dict) else "experts" in str(name) and isinstance(value, int) and value > 1
+        for name, value in told.items()
+    )

@@ -19,7 +19,7 @@ from layerwise.quantization import packed
 from layerwise.quantization import quantizer as by_name
 from layerwise.quantization.blockwise import check, each_block
 from layerwise.quantization.gptq import compressed
-from layerwise.structure import blocks, linears, tied
+from layerwise.structure import blocks, linears, matrix, text_config, tied
 
 
 def compress(
@@ -51,10 +51,11 @@ def compress(
     as `lw.quantization.HQQ(group=128)`, or a function `(model, bits, tokens=None) -> model`. Some need `tokens`. Save
     the result with `lw.save`, which stores few bits as few.
 
-    Raises UnsupportedArchitecture, and ValueError for a plan of another model, tokens that are missing or outside the
-    vocabulary, a width in bits that the quantizer lacks, a size that it can't do, a model that was spread over devices,
-    and weights or hidden states that are NaN or infinite, naming the block; ImportError if the package of a quantizer
-    is missing. Warns if there are fewer tokens than the stream is wide.
+    Raises UnsupportedArchitecture, which says why the model can't be sliced, and ValueError for a plan of another
+    model, tokens that are missing or outside the vocabulary, a width in bits that the quantizer lacks, a size or layers
+    that it can't do, blocks that can't be removed, a model that was spread over devices, and weights or hidden states
+    that are NaN or infinite, naming the block; ImportError if the package of a quantizer is missing. Warns if there are
+    fewer tokens than the stream is wide.
     """
     check_plan(model, plan)
     check_present(model)
@@ -118,7 +119,7 @@ def check_quantizer(model, quantizer, plan, tokens, mask) -> Callable | None:
     if getattr(quantizer, "needs_tokens", False) and tokens is None:
         raise ValueError(f"{name} needs calibration text: give tokens=lw.tokens(...)")
     if tokens is not None:
-        check_tokens(tokens, model.config.vocab_size)
+        check_tokens(tokens, text_config(model).vocab_size)
     if hasattr(quantizer, "check_columns"):
         _check_columns(model, quantizer, name, plan)
 
@@ -142,7 +143,7 @@ def _check_columns(model, quantizer, name: str, plan: Plan) -> None:
     for i, width in zip(kept, plan.stream, strict=False):
         for path, linear in linears(blocks(model)[i]).items() if plan.layers[i].bits else ():
             try:
-                quantizer.check_columns(width if path in reads else linear.in_features)
+                quantizer.check_columns(width if path in reads else matrix(linear).shape[1])
             except ValueError as error:
                 hint = _multiple_hint(quantizer, plan.width) if path in reads else ""
                 raise ValueError(f"{name}, block {i}, {path}: {error}{hint}") from error
@@ -175,7 +176,7 @@ def check_fits(model, plan: Plan) -> None:
     """Raise ValueError unless `plan` is one for this model."""
     if not isinstance(plan, Plan):
         raise ValueError(f"plan must be a Plan, such as lw.plans.constant_slices(lw.shape(model), 0.25), not {plan!r}")
-    count, width = len(blocks(model)), model.config.hidden_size
+    count, width = len(blocks(model)), text_config(model).hidden_size
     if (len(plan.layers), plan.width) != (count, width):
         raise ValueError(
             f"the plan is for {len(plan.layers)} layers of width {plan.width}, the model has {count} of width {width}: "

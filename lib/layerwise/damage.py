@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from layerwise import devices, evaluation, predictions, stats, structure
-from layerwise.passes import Head, Passes
+from layerwise.passes import Head, Passes, in_tuples
 from layerwise.quantization import RTN
+from layerwise.quantization.blockwise import check
 from layerwise.quantization.packed import dequantized
 
 KINDS = ("removed", "4 bits", "2 bits")
@@ -40,13 +41,13 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
     Memory beside the model: the hidden states entering each block for one batch, one block, and one batch of the dense
     model's logits if they take no more than half of what is free.
 
-    Raises ValueError for a sliced model, tokens that it can't read, an unknown kind, and kinds other than
-    "removed" for a model that was spread over devices.
+    Raises ValueError for a sliced model, tokens that it can't read, an unknown kind, "N bits" for experts that are one
+    parameter, and kinds other than "removed" for a model that was spread over devices.
     """
     _check(model, tokens)
     if any(kind != "removed" for kind in kinds):
         devices.check_present(model)
-    makers = {_label(kind): _maker(kind) for kind in kinds}
+    makers = {_label(kind): _maker(kind, model) for kind in kinds}
     if len(makers) < len(kinds):
         raise ValueError(f"two kinds of damage share a name: {', '.join(map(_label, kinds))}; name the functions apart")
     blocks, head = list(structure.blocks(model)), Head(model)
@@ -86,7 +87,7 @@ def removal_order(model: nn.Module, tokens: Tensor, batch: int = 8) -> np.ndarra
     """
     _check(model, tokens)
     every, head = list(structure.blocks(model)), Head(model)
-    standing, left = list(every), list(range(len(every)))
+    standing, left, removed = list(every), list(range(len(every))), _Removed(in_tuples(model))
     order = np.full(len(every), len(every) - 1.0)
     total = (len(every) * (len(every) + 1) // 2 - 1) * len(tokens.split(batch))
     with (
@@ -100,11 +101,11 @@ def removal_order(model: nn.Module, tokens: Tensor, batch: int = 8) -> np.ndarra
                 passes = Passes(model, part)
                 passes.run(0, standing)
                 for i in left:
-                    read = passes.run(i, [_Removed(), *standing[i + 1 :]], keep=False)
+                    read = passes.run(i, [removed, *standing[i + 1 :]], keep=False)
                     lost[i] += predictions.losses(predictions.windows(head, read), part).sum().item()
                     bar.update()
             gone = min(left, key=lambda i: (lost[i], -i))
-            standing[gone], order[gone] = _Removed(), step
+            standing[gone], order[gone] = removed, step
             left.remove(gone)
     return order
 
@@ -136,15 +137,24 @@ def _check(model, tokens):
 
 
 class _Removed(nn.Module):
+    """A block that hands on what it gets, in a tuple where the blocks of its model return one.
+
+    After a pass with the model's own blocks, `Passes` knows that by itself.
+    """
+
+    def __init__(self, in_tuple: bool = False):
+        super().__init__()
+        self.in_tuple = in_tuple
+
     def forward(self, hidden, *args, **kwargs):
-        return hidden
+        return (hidden,) if self.in_tuple else hidden
 
 
 def _label(kind):
     return kind if isinstance(kind, str) else kind.__name__
 
 
-def _maker(kind):
+def _maker(kind, model):
     if callable(kind):
         return lambda block: kind(copy.deepcopy(block))
     if kind == "removed":
@@ -155,10 +165,12 @@ def _maker(kind):
             f"unknown kind of damage {kind!r}: use 'removed', 'N bits' with N from 1 to 8, or a function that gets a "
             "copy of a block and returns what stands in for it"
         )
+    check(RTN(), model, [int(bits[1])] * len(structure.blocks(model)))
     return lambda block: _round_linears(copy.deepcopy(block), int(bits[1]))
 
 
 def _round_linears(block, bits):
     for linear in structure.linears(block).values():
-        linear.weight.data = dequantized(RTN().matrix(linear.weight.data.float(), bits)).to(linear.weight.dtype)
+        weights = structure.matrix(linear).data
+        weights.copy_(dequantized(RTN().matrix(weights.float(), bits)))
     return block

@@ -19,6 +19,7 @@ from layerwise import corpora, passes, predictions, stats, structure
 from layerwise.devices import entrance
 from layerwise.quantization import packed
 from layerwise.quantization.gptq import compressed
+from layerwise.structure import text_config
 
 
 class Perplexity(NamedTuple):
@@ -105,8 +106,9 @@ def window_differences(
     b = b if known is None else known.model
     check(a, tokens)
     check(b, tokens)
-    if a.config.vocab_size != b.config.vocab_size:
-        sizes = f"{a.config.vocab_size} and {b.config.vocab_size}"
+    words = [text_config(model).vocab_size for model in (a, b)]
+    if words[0] != words[1]:
+        sizes = f"{words[0]} and {words[1]}"
         raise ValueError(f"the models have vocabularies of {sizes} tokens: only models that share one can be compared")
     if known is not None and not torch.equal(tokens.cpu(), known.tokens.cpu()):
         raise ValueError("the reference was made on other tokens: compare on those, or make one on these")
@@ -151,7 +153,7 @@ def _stored_bytes(tensor, model):
 
 def check(model: nn.Module, tokens: Tensor) -> None:
     """Raise unless `tokens` is `[n, length]` with something to predict, all in the model's vocabulary and positions."""
-    corpora.check_tokens(tokens, model.config.vocab_size)
+    corpora.check_tokens(tokens, text_config(model).vocab_size)
     if tokens.shape[1] < 2:
         raise ValueError("windows of one token leave nothing to predict: take windows of at least 2 tokens")
     structure.check_positions(model, tokens)

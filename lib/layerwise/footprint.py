@@ -21,12 +21,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from layerwise import evaluation, scores
-from layerwise.architectures import architecture
 from layerwise.compression import compress
 from layerwise.models import configuration
 from layerwise.plans import Plan
 from layerwise.quantization import quantizer as by_name
-from layerwise.structure import SLICED
+from layerwise.structure import SLICED, check_decoder, text_config
 from layerwise.timing import Alive, generate
 
 
@@ -60,20 +59,20 @@ def memory(
     `plan`, `quantizer`, `batch` and `inplace` are as for `lw.compress`, and calibration is on `windows` of `length`
     tokens. `dtype` is the configuration's own unless it is given, and bfloat16 if it has none.
 
-    It takes seconds, for large models up to a minute. Raises what `lw.load` does for names, UnsupportedArchitecture,
-    and ValueError for the configuration of a compressed model, for what `lw.compress` refuses, for windows that leave
-    no position to go on with, and for bits by a quantizer that looks at text ("gptq", "outliers"): what these need
-    depends on it.
+    It takes seconds, for large models up to a minute. Raises what `lw.load` does for names, UnknownStructure for what
+    is no decoder-only model, UnsupportedArchitecture for slices of what can't be sliced, and ValueError for the
+    configuration of a compressed model, for what `lw.compress` refuses, for windows that leave no position to go on
+    with, and for bits by a quantizer that looks at text ("gptq", "outliers"): what these need depends on it.
     """
     if not isinstance(config, PretrainedConfig):
         config = configuration(config)
-    architecture(config)
+    check_decoder(config)
     if config.model_type.startswith(SLICED) or getattr(config, "quantization_config", None):
         raise ValueError("this model is compressed already: give the configuration of the dense one, and the plan")
     for name, number in {"windows": windows, "length": length, "batch": batch}.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = getattr(text_config(config), "max_position_embeddings", None)
     if positions is not None and length >= positions:
         raise ValueError(
             f"length {length} and one more token need {length + 1} positions, and the model has {positions}: give a "
@@ -128,6 +127,8 @@ def _faked() -> Iterator[Alive]:
         mock.patch.object(FakeTensor, "__deepcopy__", _copied, create=True),
         # For fake tensors transformers writes out masks that it does without for real ones.
         mock.patch("transformers.masking_utils.is_tracing", lambda tensor=None: False),
+        # For fake tensors torch's grouped product, of a mixture of experts, has bfloat16 only.
+        mock.patch("transformers.integrations.moe._can_use_grouped_mm", lambda *_: False),
         Alive() as alive,
         _Answers(),
     ):

@@ -22,12 +22,11 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from layerwise import devices, folders, gguf_files, gguf_tokenizers, hub, names, reading
-from layerwise.architectures import architecture
 from layerwise.folders import DamagedModel, UnknownModel, UnsuitableModel
 from layerwise.names import PREFIX, WEIGHTS, embedded
 from layerwise.packaged import packaged
 from layerwise.quantization import checkpoint, gptq, packed
-from layerwise.structure import blocks, blocks_path, twin, untie_what_differs
+from layerwise.structure import blocks, blocks_path, check_decoder, twin, untie_what_differs
 
 __all__ = [
     "WEIGHTS",
@@ -65,8 +64,9 @@ def load(name, device="auto", dtype="auto", revision=None):
     model is in eval mode and its parameters want no gradients: call `model.requires_grad_()` to train it.
 
     Raises UnknownModel, DamagedModel, `hub.HubError` (a licence that wasn't accepted, no network, ...), MemoryError;
-    before any weights are read UnsupportedArchitecture, or UnsuitableModel for one that another tool has quantized, an
-    adapter alone, or a model with another head than that for the next token; ValueError for a `dtype` that is none.
+    before any weights are read UnknownStructure for what is no decoder-only model, and UnsuitableModel for one that
+    another tool has quantized, an adapter alone, or a model with another head than that for the next token; ValueError
+    for a `dtype` that is none.
     """
     name = os.fspath(name)
     folder, config, ours = checked(name, revision)
@@ -106,7 +106,8 @@ def load(name, device="auto", dtype="auto", revision=None):
 def configuration(name, revision=None) -> PretrainedConfig:
     """The configuration of a model by its name as `load` takes it; of the Hub nothing else is fetched.
 
-    Raises UnknownModel, DamagedModel, `hub.HubError`, UnsupportedArchitecture, and UnsuitableModel.
+    Raises UnknownModel, DamagedModel, `hub.HubError`, UnsuitableModel, and UnknownStructure for what is no decoder-only
+    model.
     """
     name = os.fspath(name)
     folder = names.place(name) or names.asked(name, lambda: hub.config(name, revision)).parent
@@ -162,9 +163,9 @@ def checked(name: str, revision: str | None = None) -> tuple[Path, dict, list[st
 
 
 def _of_gguf(file: Path) -> PretrainedConfig:
-    """The configuration of a GGUF file; raises UnsupportedArchitecture too."""
+    """The configuration of a GGUF file; raises UnknownStructure too."""
     found = gguf_files.configuration(file)
-    architecture(found)
+    check_decoder(found)
     return found
 
 
@@ -176,9 +177,9 @@ def _bytes(folder: Path, config: dict, dtype) -> float:
 
 
 def _own_files(name: str, config: dict) -> list[str]:
-    """The files with the weights of a packed model; raises UnsupportedArchitecture and UnsuitableModel, before anything
-    large is read."""
-    architecture(config.get("model_type", ""))
+    """The files with the weights of a packed model; raises UnknownStructure and UnsuitableModel, before anything large
+    is read."""
+    check_decoder(config)
     if checkpoint.is_ours(config):
         return checkpoint.files(config)
     folders.check_kind(name, config)

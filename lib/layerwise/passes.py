@@ -5,10 +5,10 @@ The model's own forward does the rest, so masks, positions, final norm and head 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -46,22 +46,42 @@ class Head:
 
 
 def entering(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> tuple[Tensor, list[dict]]:
-    """What enters block 0, `[n, length, D]`, and the arguments that each block gets beside it; no block is run."""
+    """What enters block 0, `[n, length, D]`, and what each block gets beside it, arguments by name; no block is run."""
     states, arguments = [], []
 
-    def record(hidden, **kwargs):
-        states.append(hidden)
-        arguments.append(kwargs)
-        return hidden
+    def stand_in(block):
+        others = list(inspect.signature(block.forward).parameters)[1:]
 
-    found = architectures.architecture(model)
-    norm = attrgetter(found.final_norm)(model)  # None in OPT-350m
-    # In a sliced model, what enters block 0 has not the width that the norm expects.
-    passed_by = [] if norm is None else [norm]
+        def record(hidden_states, *args, **kwargs):
+            if not states:
+                states.append(hidden_states)
+            arguments.append(dict(zip(others, args, strict=False)) | kwargs)
+            # A model that takes the first of a tuple finds the stream, and any other can go on with one dimension more.
+            return states[0][None]
+
+        return record
+
     each = list(structure.blocks(model))
-    with structure.forwards([*each, *passed_by], [record] * len(each) + [lambda hidden: hidden] * len(passed_by)):
+    # In a sliced model, what enters block 0 has not the width that the final norm expects.
+    passed_by = (
+        [model.get_submodule(architectures.architecture(model).final_norm)] if structure.is_sliced(model) else []
+    )
+    stand_ins = [*map(stand_in, each), *[lambda hidden: hidden for _ in passed_by]]
+    with structure.forwards([*each, *passed_by], stand_ins):
         run(model, tokens, keep)
     return states[0], arguments
+
+
+def in_tuples(model: nn.Module) -> bool:
+    """Whether the blocks of a model return tuples, of which the hidden states are the first; it runs on one token."""
+    found = []
+    handle = structure.blocks(model)[0].register_forward_hook(lambda *given: found.append(isinstance(given[-1], tuple)))
+    try:
+        with torch.inference_mode():
+            run(model, torch.zeros(1, 1, dtype=torch.long, device=devices.entrance(model)))
+    finally:
+        handle.remove()
+    return found[0]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 from layerwise import devices
 from layerwise.passes import Head
+from layerwise.structure import text_config
 
 KEPT = 0.5  # of the memory that is free, what logits that are kept may take
 LOGITS = 2**25  # bytes of logits that are made at once: a product of fewer rows is slower
@@ -38,7 +39,7 @@ class Window:
     @property
     def bytes(self) -> int:
         """What its logits take."""
-        return len(self) * self.head.model.config.vocab_size * self.head.model.dtype.itemsize
+        return len(self) * text_config(self.head.model).vocab_size * self.head.model.dtype.itemsize
 
     def rows(self) -> list[slice]:
         """All positions, in parts whose logits are made at once."""

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from layerwise import devices, passes, stats
 from layerwise.corpora import check_mask, check_tokens
-from layerwise.structure import blocks, is_sliced, linears
+from layerwise.structure import blocks, experts, is_sliced, linears, text_config
 
 GROUPS = 8  # into which `measure` splits the windows for a score that it can't look into
 
@@ -143,8 +143,8 @@ def zd(model, tokens: Tensor | None = None, mask: Tensor | None = None) -> np.nd
     """Z-score distribution: minus the share of a block's weights with z > 1, float64 `[L]`, higher = more important.
 
     z = (w - mean) / std over the weight matrices of all linear layers of the block, pooled; the standard deviation is
-    that of the population (arXiv 2406.17415). It reads no text: `tokens` and `mask` are there so that scores are called
-    alike.
+    that of the population (arXiv 2406.17415). The weights of all experts of a block are among them, its router's are
+    not. It reads no text: `tokens` and `mask` are there so that scores are called alike.
 
     Raises ValueError that names the block and the matrix if a weight is NaN or infinite.
     """
@@ -198,7 +198,7 @@ def statistics(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8
         for rows in _batches(model, tokens, mask, batch):
             found.append(_window_means(products.taken(), keep[rows], rows.start))
     means = torch.cat(found, dim=2).numpy()  # [4, L, n]
-    means[1:] /= model.config.hidden_size
+    means[1:] /= text_config(model).hidden_size
     return Statistics(keep.sum(1).numpy(), *means)
 
 
@@ -209,7 +209,7 @@ def _check(model, tokens, mask) -> Tensor:
             "a block of a sliced model reads and writes the stream in two bases, so that no cosine compares the two: "
             "score the dense model"
         )
-    check_tokens(tokens, model.config.vocab_size)
+    check_tokens(tokens, text_config(model).vocab_size)
     check_mask(mask, tokens)
     return torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
 
@@ -276,7 +276,8 @@ def _share_above_one(block: nn.Module, index: int) -> float:
     """Share of a block's linear weights that lie more than one standard deviation above their mean, all pooled."""
     # On the CPU, since not every device has float64; one block at a time.
     with devices.present(block):
-        weights = {name: linear.weight.detach().cpu() for name, linear in linears(block).items()}
+        found = {name: linear.weight for name, linear in linears(block).items()} | experts(block)
+        weights = {name: weight.detach().cpu() for name, weight in found.items()}
     count = sum(w.numel() for w in weights.values())
     total = 0.0
     for name, weight in weights.items():

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from layerwise.architectures import Architecture, architecture
-from layerwise.structure import blocks, linears, tied
+from layerwise.architectures import Architecture, UnsupportedArchitecture, architecture
+from layerwise.structure import blocks, linears, matrix, text_config, tied
 
 
 class Matrix(NamedTuple):
@@ -21,6 +20,24 @@ class Matrix(NamedTuple):
     rows: int  # outputs
     columns: int  # inputs
     stream: Literal["read", "written", "written at the end", None]
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """What `Plan.predicted_parameters` needs to know of slicing; lengths are `L`.
+
+    A block's norms are folded into the linear layers that read them, and so are in none of its three counts; a shift
+    that is folded becomes a bias.
+    """
+
+    reads: tuple[int, ...]  # of each block, per column of the stream that it reads
+    writes: tuple[int, ...]  # of each block, per column of the stream that it writes at its end
+    untouched: tuple[int, ...]  # of each block, whatever the widths: biases of what reads, norms of q and k
+    parallel: bool  # attention and MLP write the stream together, so that a block needs one shortcut matrix, not two
+    embedding_rows: int  # of all embeddings: tokens, and positions where they are added to the stream
+    final_parameters: int  # final norm and head as they are, the head counted even if it is tied
+    head_rows: int  # vocabulary: per column that the head reads
+    head_bias: int  # the head's bias once the final norm is folded into it, or 0
 
 
 @dataclass(frozen=True)
@@ -39,16 +56,7 @@ class Shape:
     other_parameters: int  # embeddings, final norm, head
     other_bytes: int
     tied: bool  # embedding and head are one table
-    # What `Plan.predicted_parameters` needs to know of slicing. A block's norms are folded into the linear layers that
-    # read them, and so are in none of its three counts; a shift that is folded becomes a bias.
-    reads: tuple[int, ...]  # of each block, per column of the stream that it reads
-    writes: tuple[int, ...]  # of each block, per column of the stream that it writes at its end
-    untouched: tuple[int, ...]  # of each block, whatever the widths: biases of what reads, norms of q and k
-    parallel: bool  # attention and MLP write the stream together, so that a block needs one shortcut matrix, not two
-    embedding_rows: int  # of all embeddings: tokens, and positions where they are added to the stream
-    final_parameters: int  # final norm and head as they are, the head counted even if it is tied
-    head_rows: int  # vocabulary: per column that the head reads
-    head_bias: int  # the head's bias once the final norm is folded into it, or 0
+    slicing: Slicing | str  # or why the model can't be sliced
 
     @property
     def linear_weights(self) -> tuple[int, ...]:
@@ -77,7 +85,6 @@ def shape(model) -> Shape:
     Bytes are those of the checkpoint: `lw.load` notes the stored dtype on the model as `stored_dtype`, because
     computing a bfloat16 model in float32 doesn't make it larger. A model without that note is counted as in memory.
     """
-    found = architecture(model)
     if isinstance(model, PretrainedConfig):
         with torch.device("meta"):
             dtype = model.dtype or torch.bfloat16
@@ -87,36 +94,50 @@ def shape(model) -> Shape:
     parameters = tuple(sum(p.numel() for p in block.parameters()) for block in each)
     other = sum(p.numel() for p in model.parameters()) - sum(parameters)  # .parameters() gives a tied weight once
     size = torch.empty(0, dtype=stored).element_size()
-    reads, writes, untouched = zip(*(_by_column(block, found) for block in each), strict=True)
-    head = model.get_submodule(found.head)
-    final_norm = attrgetter(found.final_norm)(model)  # None in OPT-350m, which can be scored, though not sliced
+    try:
+        found = architecture(model)
+    except UnsupportedArchitecture as error:
+        streams, slicing = {}, str(error)
+    else:
+        streams, slicing = _streams(found), _slicing(model, found)
     return Shape(
         L=len(each),
-        D=model.config.hidden_size,
+        D=text_config(model).hidden_size,
         dtype=str(stored).removeprefix("torch."),
         parameters=parameters,
-        matrices=tuple(_matrices(block, found) for block in each),
+        matrices=tuple(_matrices(block, streams) for block in each),
         bytes=tuple(size * count for count in parameters),
         other_parameters=other,
         other_bytes=size * other,
         tied=tied(model),
+        slicing=slicing,
+    )
+
+
+def _matrices(block: nn.Module, streams: dict[str, str]) -> tuple[Matrix, ...]:
+    return tuple(Matrix(*matrix(linear).shape, streams.get(path)) for path, linear in linears(block).items())
+
+
+def _streams(found: Architecture) -> dict[str, str]:
+    """On which side the residual stream is of each linear layer of a block that reads or writes it."""
+    streams = {path: "read" for step in found.steps for path in step.reads}
+    for step in found.steps:
+        streams |= dict.fromkeys(step.writes, "written at the end" if step == found.steps[-1] else "written")
+    return streams
+
+
+def _slicing(model, found: Architecture) -> Slicing:
+    reads, writes, untouched = zip(*(_by_column(block, found) for block in blocks(model)), strict=True)
+    final_norm, head = model.get_submodule(found.final_norm), model.get_submodule(found.head)
+    return Slicing(
         reads=reads,
         writes=writes,
         untouched=untouched,
         parallel=found.parallel,
         embedding_rows=sum(model.get_submodule(path).weight.shape[0] for path in found.embeddings),
-        final_parameters=sum(_count(module) for module in (final_norm, head) if module is not None),
+        final_parameters=_count(final_norm) + _count(head),
         head_rows=head.out_features,
         head_bias=_folded_bias(head, final_norm),
-    )
-
-
-def _matrices(block: nn.Module, found: Architecture) -> tuple[Matrix, ...]:
-    roles = {path: "read" for step in found.steps for path in step.reads}
-    for step in found.steps:
-        roles |= dict.fromkeys(step.writes, "written at the end" if step == found.steps[-1] else "written")
-    return tuple(
-        Matrix(linear.out_features, linear.in_features, roles.get(path)) for path, linear in linears(block).items()
     )
 
 

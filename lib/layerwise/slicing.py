@@ -18,14 +18,13 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from layerwise import passes, rotation
-from layerwise.architectures import UnsupportedArchitecture, architecture
+from layerwise.architectures import architecture
 from layerwise.corpora import check_mask, check_tokens
 from layerwise.devices import check_present, entrance, finite
 from layerwise.plans import Layer, Plan
@@ -56,7 +55,7 @@ def calibrate(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8)
     head, `batch` windows at a time; hidden states are not kept. The result holds one rotated copy of the model.
 
     Raises ValueError for tokens outside the vocabulary, NaN or infinite weights, and hidden states that are, naming the
-    block, and UnsupportedArchitecture. Warns if there are fewer tokens than `D`.
+    block, and UnsupportedArchitecture, which says why. Warns if there are fewer tokens than `D`.
     """
     check(model, tokens, mask, batch)
     table = architecture(model)
@@ -129,15 +128,9 @@ def slice_model(
 def check(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8, loaded: bool = True) -> None:
     """Raise, before any work, if `model` can't be sliced on `tokens`; warn if they are few. Its weights are looked at
     if they are `loaded`."""
-    table, D = architecture(model), model.config.hidden_size
+    architecture(model)
     if is_sliced(model):
         raise ValueError("the model is sliced already: slice the dense one, by a plan that says all")
-    narrow = any(model.get_submodule(path).embedding_dim != D for path in table.embeddings)
-    if narrow or attrgetter(table.final_norm)(model) is None:
-        raise UnsupportedArchitecture(
-            f"this {model.config.model_type} model has norms after attention and MLP, or embeddings of another width "
-            "than its stream (OPT-350m does): it can't be sliced. Those that can read the stream through norms"
-        )
     check_tokens(tokens, model.config.vocab_size)
     check_mask(mask, tokens)
     if batch < 1:
@@ -147,7 +140,7 @@ def check(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8, loa
     for name, weights in model.named_parameters() if loaded else ():  # no activation shows all of them
         if not finite(weights):
             raise ValueError(f"the weights {name} hold NaN or infinity: get the checkpoint anew")
-    count = tokens.numel() if mask is None else int(mask.sum())
+    count, D = tokens.numel() if mask is None else int(mask.sum()), model.config.hidden_size
     if count < D:
         warnings.warn(
             f"{count} calibration tokens for a stream of width {D}: the PCA says nothing about {D - count} of its "

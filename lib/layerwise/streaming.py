@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, rename_source_key
 
 from layerwise import gguf_files, hub, names, slicing
 from layerwise.compression import check_plan, check_quantizer
@@ -125,17 +128,26 @@ def compress_checkpoint(
 class _Weights:
     """The tensors of a checkpoint, read one by one, by the names that they have in `model`.
 
-    As transformers loads them, checkpoints may lack the prefix of what is before the head, or have one too many.
+    Transformers says which these are: checkpoints may have older names, or no prefix before what has no head. Raises
+    ValueError where it would make one tensor of several, as of experts that are stored one by one.
     """
 
     def __init__(self, folder: Path, model: nn.Module):
         self.folder, self.places = folder, {}
         self.stored_as: dict[str, str] = {}  # the name under which a tensor is there
-        wanted, prefix = model.state_dict().keys(), f"{model.base_model_prefix}."
+        wanted, how = model.state_dict(), get_model_conversion_mapping(model)
+        converters = [each for each in how if isinstance(each, WeightConverter)]
+        renamings = [each for each in how if not isinstance(each, WeightConverter)]
+        ignored = re.compile("|".join([r"inv_freq$", *(model._keys_to_ignore_on_load_unexpected or [])]))
         for name, file in places(folder).items():
-            others = (name.removeprefix(prefix), prefix + name)
-            own = next((other for other in others if other != name and other in wanted), name)
-            self.places[own], self.stored_as[own] = file, name
+            own, converted = rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
+            if converted:
+                raise ValueError(
+                    f"{folder}: {name} is stored otherwise than the model has it, as a part of {own}: take "
+                    "lw.compress, which needs the whole model in memory"
+                )
+            if own in wanted or not ignored.search(own):
+                self.places[own], self.stored_as[own] = file, name
 
     def apart(self, model: nn.Module) -> bool:
         """Whether the checkpoint holds different tensors for what is one in the model, its embedding and head."""
@@ -149,7 +161,7 @@ class _Weights:
         names: dict[int, list[str]] = {}  # of each parameter; tied ones have several, of which one may be stored
         for name, parameter in model.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
-        missing, unexpected = [], {name for name in self.places if not name.endswith("inv_freq")}
+        missing, unexpected = [], set(self.places)
         for first, *others in names.values():
             stored = [name for name in (first, *others) if name in self.places]
             if not stored:

@@ -13,12 +13,49 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+from transformers.pytorch_utils import Conv1D
 
 SLICED = "sliced_"  # before the family in the `model_type` of a sliced model
 
 
 class UnknownStructure(ValueError):
-    """A model in which the decoder blocks can't be told."""
+    """A model that is no decoder-only language model, or one in which the decoder blocks can't be told."""
+
+
+def check_decoder(config: PretrainedConfig | dict) -> None:
+    """Raise UnknownStructure unless a configuration, or what its file holds, is of a decoder-only language model."""
+    told = config if isinstance(config, dict) else config.to_dict()
+    family = (told.get("model_type") or "").removeprefix(SLICED)
+    if not family:
+        raise UnknownStructure("the configuration names no model_type, so what kind of model it is can't be told")
+
+    def says(name: str) -> bool:
+        return bool(told.get(name, getattr(CONFIG_MAPPING[family], name, False)))
+
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        what = "is no language model that transformers' AutoModelForCausalLM knows"
+    elif says("is_encoder_decoder"):
+        what = "has an encoder beside its decoder"
+    elif family in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not says("is_decoder"):
+        what = "is an encoder, which reads all of a text at once"
+    else:
+        return
+    raise UnknownStructure(
+        f"{family!r} {what}: layerwise works on decoder-only language models, such as Llama or GPT-2"
+    )
+
+
+def text_config(model) -> PretrainedConfig:
+    """Of a model or a configuration, the part that is about text: it has `hidden_size`, `vocab_size` and so on.
+
+    Models that see images too have it inside of their own; for others it is the configuration itself.
+    """
+    return getattr(model, "config", model).get_text_config(decoder=True)
 
 
 def blocks(model) -> nn.ModuleList:
@@ -32,7 +69,7 @@ def blocks(model) -> nn.ModuleList:
 
 def blocks_path(model) -> str:
     """Where the list of the decoder blocks is in the model, such as "model.layers"."""
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    count = text_config(model).num_hidden_layers
     decoder = model.get_decoder()
     every = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     inside = {id(module) for module in (decoder or model).modules()}
@@ -137,19 +174,46 @@ def forwards(modules: Sequence[nn.Module], stand_ins: Sequence[Callable]) -> Ite
                 del module.forward
 
 
-def written(output) -> torch.Tensor:
-    """Hidden states `[n, length, D]` in what a block returns: in transformers 4, some families put them in a tuple."""
+def written(output) -> Tensor:
+    """Hidden states `[n, length, D]` in what a block returns: some families, such as Bloom, put them in a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
-def linears(block: nn.Module) -> dict[str, nn.Linear]:
+def linears(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
     """All linear layers of a block by their path in it, in the order of the modules, but for those that slicing added.
 
-    The shortcuts of a sliced block are its residual path, which is neither scored nor quantized. Raises ValueError for
-    a block without linear layers: its weights have few bits already.
+    Their weights are read by `matrix`. The routers of a mixture of experts are left out: they choose, and nothing that
+    they compute enters the stream. The shortcuts of a sliced block are its residual path, which is neither scored nor
+    quantized. Raises ValueError for a block without linear layers: its weights have few bits already.
     """
-    found = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+    found = {name: module for name, module in block.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
     found = {name: linear for name, linear in found.items() if not name.startswith("shortcuts.")}
+    found = {
+        name: linear for name, linear in found.items() if "router" not in f"{name} {type(linear).__name__}".lower()
+    }
     if not found:
         raise ValueError("the block has no linear layers: its weights have few bits already, so take the dense model")
     return found
+
+
+def matrix(linear: nn.Linear | Conv1D) -> Tensor:
+    """The weights of a linear layer as `[out, in]`, sharing memory with the layer: GPT-2's Conv1D has `[in, out]`."""
+    return linear.weight.T if isinstance(linear, Conv1D) else linear.weight
+
+
+def experts(block: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of a mixture of experts that are one parameter for all experts, as a rule `[E, ...]`, by their path.
+
+    They belong to no linear layer. Experts that are linear layers are among `linears`.
+    """
+    owners = [
+        (path, module)
+        for path, module in block.named_modules()
+        if "expert" in type(module).__name__.lower() and not isinstance(module, nn.Linear)
+    ]
+    return {
+        f"{path}.{name}": parameter
+        for path, module in owners
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim > 1 and not name.endswith("bias")
+    }

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from layerwise.devices import check_present, entrance
+from layerwise.structure import text_config
 
 
 class Speed(NamedTuple):
@@ -46,13 +47,14 @@ def speed(model: nn.Module, batch: int = 1, prompt: int = 512, new: int = 64, re
     for name, number in {"batch": batch, "prompt": prompt, "new": new, "repeats": repeats}.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
-    positions = getattr(model.config, "max_position_embeddings", None)
+    text = text_config(model)
+    positions = getattr(text, "max_position_embeddings", None)
     if positions is not None and prompt + new > positions:
         raise ValueError(
             f"prompt {prompt} + new {new} are {prompt + new} positions, but the model has {positions}: "
             "take a shorter prompt or fewer new tokens"
         )
-    tokens = torch.randint(model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(seed))
+    tokens = torch.randint(text.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(seed))
     tokens = tokens.to(entrance(model))
     memory = model.get_memory_footprint() + _peak(lambda: generate(model, tokens, new), tokens.device)
     runs = [generate(model, tokens, new) for _ in range(repeats)]

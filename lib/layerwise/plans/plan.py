@@ -132,20 +132,25 @@ class Plan:
         that is tied to the embedding stays so where that takes fewer parameters (see `storage.tables`). A weight of few
         bits is a parameter like any other.
 
-        Raises ValueError for a shape with other blocks or another width.
+        Raises ValueError for a shape with other blocks or another width, and if the plan slices what can't be sliced.
         """
         self._check(shape)
         kept = [i for i, layer in enumerate(self.layers) if layer.keep]
         if not self.slices:
             return sum(shape.parameters[i] for i in kept) + shape.other_parameters
 
-        one, two = tables(shape.head_rows, self.width, self.stream[0], self.head)
-        total = (shape.embedding_rows - shape.head_rows) * self.stream[0] + (min(one, two) if shape.tied else two)
+        sliced = shape.slicing
+        if isinstance(sliced, str):
+            raise ValueError(sliced)
+        one, two = tables(sliced.head_rows, self.width, self.stream[0], self.head)
+        total = (sliced.embedding_rows - sliced.head_rows) * self.stream[0] + (min(one, two) if shape.tied else two)
         for i, (reads, writes) in zip(kept, pairwise(self.stream), strict=True):
-            total += shape.reads[i] * reads + shape.writes[i] * writes + shape.untouched[i]
+            total += sliced.reads[i] * reads + sliced.writes[i] * writes + sliced.untouched[i]
             # Sequential blocks have a second shortcut, after attention, where the width stays.
-            total += reads * writes + (0 if shape.parallel else reads * reads)
-        return total + (shape.final_parameters - shape.head_rows * self.width if self.head is None else shape.head_bias)
+            total += reads * writes + (0 if sliced.parallel else reads * reads)
+        if self.head is None:
+            return total + sliced.final_parameters - sliced.head_rows * self.width
+        return total + sliced.head_bias
 
     def predicted_bytes(self, shape: Shape, stored: Stored | None = None) -> int:
         """Bytes of the model as stored: matrices of few bits by `stored`, all else at the dtype of the shape.

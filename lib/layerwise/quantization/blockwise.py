@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from layerwise.devices import check_present, finite
 from layerwise.quantization.packed import PackedLinear, Quantized
-from layerwise.structure import blocks, linears
+from layerwise.structure import blocks, experts, linears, matrix
 
 
 class Blockwise(ABC):
@@ -56,10 +56,10 @@ class Blockwise(ABC):
         for path, linear in linears(block).items():
             try:
                 check_finite(linear.weight)
-                matrix = self.matrix(linear.weight.float(), bits)
-                if not (matrix.scale.isfinite().all() and matrix.zero.isfinite().all()):
+                quantized = self.matrix(matrix(linear).float(), bits)
+                if not (quantized.scale.isfinite().all() and quantized.zero.isfinite().all()):
                     raise ValueError("the weights are too large for scales in float16")
-                done[path] = PackedLinear(matrix, bits, linear.bias)
+                done[path] = PackedLinear(quantized, bits, linear.bias)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
         for path, layer in done.items():
@@ -68,7 +68,11 @@ class Blockwise(ABC):
 
 
 def check(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
-    """Raise ValueError unless there is a width for each block, and one that the quantizer has."""
+    """Raise ValueError unless there is a width for each block, one that the quantizer has, and blocks that it can do.
+
+    It can't do experts that are one parameter for all: they are no matrices, and the rest of a block is little. Nor can
+    it do other linear layers than its `layers`, where it names a class.
+    """
     count = len(blocks(model))
     if len(bits) != count:
         raise ValueError(f"bits must be {count} widths, one for each block of the model, not {len(bits)}")
@@ -77,6 +81,19 @@ def check(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
             f"{getattr(quantizer, 'name', 'the quantizer')} has no {', '.join(map(str, strange))} bits; it has "
             f"{', '.join(map(str, quantizer.widths))}, and None leaves a block as it is"
         )
+    name, layers = getattr(quantizer, "name", "the quantizer"), getattr(quantizer, "layers", None)
+    for i, (block, width) in enumerate(zip(blocks(model), bits, strict=True)):
+        for path, weights in experts(block).items() if width else ():
+            raise ValueError(
+                f"{name}, block {i}, {path}: experts that are one parameter {list(weights.shape)} can't be quantized. "
+                "Scores, plans that remove blocks, memory and evaluation work for this model"
+            )
+        for path, linear in linears(block).items() if width and layers else ():
+            if not isinstance(linear, layers):
+                kind = type(linear).__name__
+                raise ValueError(
+                    f"{name}, block {i}, {path}: it can't do a {kind}. 'rtn', 'quanto', 'hqq' and 'outliers' can"
+                )
 
 
 def check_matrices(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
@@ -89,7 +106,7 @@ def check_matrices(quantizer, model: nn.Module, bits: Sequence[int | None]) -> N
         for path, linear in linears(block).items() if width else ():
             try:
                 check_finite(linear.weight)
-                quantizer.check_columns(linear.in_features)
+                quantizer.check_columns(matrix(linear).shape[1])
             except ValueError as error:
                 raise ValueError(f"{quantizer.name}, block {i}, {path}: {error}") from error
 

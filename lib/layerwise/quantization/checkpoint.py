@@ -25,7 +25,7 @@ from layerwise.quantization.packed import (
     SparseLinear,
     packed,
 )
-from layerwise.structure import untie_what_differs
+from layerwise.structure import Conv1D, matrix, untie_what_differs
 
 METHOD = "layerwise"
 FORMAT = 1
@@ -99,13 +99,13 @@ def read(folder: Path) -> nn.Module:
     return model
 
 
-def _empty(linear: nn.Linear, tensors: dict, path: str, bits: int, group: int) -> PackedLinear:
+def _empty(linear: nn.Linear | Conv1D, tensors: dict, path: str, bits: int, group: int) -> PackedLinear:
     """A packed layer of the size of `linear`, with room for the tensors of this path."""
 
     def like(name: str) -> torch.Tensor:
         return torch.empty_like(tensors[f"{path}.{name}"])
 
-    rows, columns = linear.out_features, linear.in_features
+    rows, columns = matrix(linear).shape
     with torch.device("meta"):
         codes = torch.empty(rows, columns, dtype=torch.uint8)
         scale, zero = like("scale"), like("zero")

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from layerwise.architectures import architecture
 from layerwise.quantization.blockwise import check, check_matrices, whole_groups
 from layerwise.quantization.packages import needs
 from layerwise.structure import blocks, blocks_path, linears
@@ -43,6 +42,7 @@ class GPTQ:
     name: ClassVar[str] = "gptq"
     widths: ClassVar[tuple[int, ...]] = (8, 4, 3, 2)
     needs_tokens: ClassVar[bool] = True
+    layers: ClassVar[type] = nn.Linear  # llm-compressor knows no Conv1D of GPT-2
 
     def __call__(self, model: nn.Module, bits: Sequence[int | None], tokens: Tensor | None = None) -> nn.Module:
         check(self, model, bits)
@@ -76,7 +76,7 @@ class GPTQ:
                 model.config.save_pretrained(folder)
                 model.config.name_or_path = folder
                 modifier = needs("llmcompressor.modifiers.gptq", "llmcompressor").GPTQModifier
-                recipe = modifier(config_groups=self._groups(model, bits), ignore=[architecture(model).head])
+                recipe = modifier(config_groups=self._groups(model, bits), ignore=[])
                 entry(
                     model=model,
                     recipe=recipe,

@@ -18,7 +18,7 @@ from layerwise.passes import entering
 from layerwise.quantization.blockwise import check, check_matrices
 from layerwise.quantization.packed import STATISTIC_BITS, STATISTIC_GROUP, packed_bytes
 from layerwise.quantization.rounding import gain, inverse_factor, rounded
-from layerwise.structure import blocks, linears, written
+from layerwise.structure import blocks, linears, matrix, text_config, written
 
 BATCH = 8  # windows that are run at a time
 MOST = 2**16 - 1  # columns that indices and counts of 16 bits reach to
@@ -65,7 +65,7 @@ class Outliers:
         shares = self._shares(bits, outliers)
         if tokens is None:
             raise ValueError("outliers needs calibration text: give tokens=lw.tokens(...)")
-        check_tokens(tokens, model.config.vocab_size)
+        check_tokens(tokens, text_config(model).vocab_size)
         check_matrices(self, model, bits)
         each = list(blocks(model))
         with torch.inference_mode(False), torch.no_grad():
@@ -121,9 +121,9 @@ class Outliers:
                 raise ValueError(
                     f"{path}: what enters it is degenerate ({error}): give more calibration text"
                 ) from error
-            gains.append(gain(linear.weight.float(), factors[path].square().sum(0), bits, self.group))
+            gains.append(gain(matrix(linear).float(), factors[path].square().sum(0), bits, self.group))
         for (path, linear), mask in zip(found.items(), _largest(gains, share), strict=True):
-            weight = linear.weight.to(torch.float32, copy=True)
+            weight = matrix(linear).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
             try:
                 layer = rounded(weight, mask, factors.pop(path), bits, self.group, linear.bias)
             except ValueError as error:
@@ -136,7 +136,8 @@ def _products(block: nn.Module, states: Iterable[tuple[Tensor, dict]]) -> dict[s
     found, handles, products = linears(block), [], {}
 
     def watch(path, linear):
-        total = linear.weight.new_zeros(linear.in_features, linear.in_features, dtype=torch.float32)
+        weight = matrix(linear)
+        total = weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float32)
         products[path] = total
 
         def add(linear, args):
