@@ -31,7 +31,7 @@ def test_a_file_of_floats_is_the_model_that_it_was_written_of(tied, tmp_path):
 
 
 def unpacked(kind: Kind, packed: np.ndarray) -> np.ndarray:
-    """Weights [rows, columns] of a matrix as bytes, by the format: groups of 32 with a scale and, for Q4_1, an offset."""
+    """Weights [rows, columns] of a matrix as bytes: groups of 32, each with a scale, and for Q4_1 an offset."""
     rows = packed.shape[0]
     if kind == Kind.Q8_0:
         groups = packed.reshape(rows, -1, 34)

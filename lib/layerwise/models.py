@@ -56,7 +56,8 @@ def load(name, device="auto", dtype="auto", revision=None):
     bfloat16 gets float16 instead, and a warning says so.
 
     Packaged models are converted once (`packaged.folder`). The weights of packaged/smollm2-135m lie on a grid of 4 bits
-    in groups of 32: to round them to 4 bits in groups of 32 costs next to nothing, which says nothing of other models.
+    in groups of 32: a quantizer that finds it (hqq with 4 bits in groups of 32) costs nothing there, which says nothing
+    of other models; groups of 64 or 128, 3 bits and 2 bits are real tests.
     A GGUF file, or a folder with one and no safetensors, is unpacked in float32 to a dense model; "auto" is then the
     dtype of its matrices, and bfloat16 if they have few bits.
 
