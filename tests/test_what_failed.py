@@ -265,14 +265,14 @@ def test_dynamic_slicing_gains_at_equal_bytes_on_the_deepest_model_only():
 
 
 def test_a_sliced_model_may_need_more_memory():
-    says("the smallest model in {numref}`fig-fits` needs more memory to serve without a quarter of its width than with")
+    says("every model in {numref}`fig-fits` needs less memory to serve without a quarter of its width than with it")
     says("a tenth narrower, all models of {numref}`fig-bits-or-pruning` take more bytes than before")
     slicing = "family in ['constant slicing', 'dynamic slicing'] and amount == '10 % narrower'"  # those of the figure
     for name, part in rows("quantization_vs_pruning", "plans").query(slicing).groupby("model"):
         assert (part["bytes"] > lw.size(lw.load(f"embedded/{name}")[0]).bytes).all()
     needs = results.load_rows(ROOT / "results" / "what_fits" / "needs.csv")
     serving = needs.pivot(index="model", columns="plan", values="serving")
-    assert serving.index[serving["sliced"] > serving["dense"]].tolist() == [serving["dense"].idxmin()]
+    assert (serving["sliced"] < serving["dense"]).all()
 
 
 def test_accuracy_cannot_tell_dynamic_from_constant_slicing():

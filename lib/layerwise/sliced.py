@@ -167,7 +167,8 @@ def _shifts(parent, path):
 def _replace_norm(parent, path, width, kind=ScaleFreeNorm):
     norm = parent.get_submodule(path)
     eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
-    parent.set_submodule(path, new := kind(width, eps))
+    new = kind(width, eps)
+    parent.set_submodule(path, new)
     return new
 
 

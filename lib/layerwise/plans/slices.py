@@ -58,7 +58,7 @@ def dynamic_slices(
     - `budget="width"`: the rule is applied to the mean that `constant_slices` achieves, and the total width is exactly
       the one of that plan. Rounding is by largest remainders; a less important block never ends up wider.
     - `budget="parameters"` or `"bytes"`: `mean` is the share of the dense model's, and the plan is the widest by this
-      rule that fits: one more unit of width would not. Sliced embeddings, shortcut matrices and an untied head count.
+      rule that fits: one more unit of width would not. Embeddings, shortcut matrices and the head count.
     - `slice_head`: the head reads the width that constant slicing has, instead of `D`.
 
     Raises ValueError for shares outside [0, 1), a `base` above `mean`, a budget that no such plan meets, a `multiple`
