@@ -19,7 +19,7 @@ from layerwise.quantization import packed
 from layerwise.quantization import quantizer as by_name
 from layerwise.quantization.blockwise import check, each_block
 from layerwise.quantization.gptq import compressed
-from layerwise.structure import blocks, linears, matrix, text_config, tied
+from layerwise.structure import blocks, check_positions, evaluating, linears, matrix, text_config, tied
 
 
 def compress(
@@ -34,8 +34,8 @@ def compress(
 ) -> nn.Module:
     """A model compressed to `plan`: blocks removed, then sliced, then quantized, whichever of them the plan asks for.
 
-    It is in the dtype and on the device of `model`, which stays as it is. With `inplace` it doesn't: memory is saved by
-    freeing or changing its blocks as they are done, and it can't be used afterwards.
+    It is on the device of `model`, in its dtype, and in eval mode; `model` stays as it is. With `inplace` it does not:
+    memory is saved by freeing or changing its blocks as they are done, and it cannot be used afterwards.
 
     **Removal** leaves a model of its family with fewer blocks, which is sliced and quantized like any other.
 
@@ -52,28 +52,29 @@ def compress(
     the result with `lw.save`, which stores few bits as few.
 
     Raises UnsupportedArchitecture, which says why the model can't be sliced, and ValueError for a plan of another
-    model, tokens that are missing or outside the vocabulary, a width in bits that the quantizer lacks, a size or layers
-    that it can't do, blocks that can't be removed, a model that was spread over devices, and weights or hidden states
-    that are NaN or infinite, naming the block; ImportError if the package of a quantizer is missing. Warns if there are
-    fewer tokens than the stream is wide.
+    model, tokens that are missing, outside the vocabulary or longer than a table of positions, a width in bits that the
+    quantizer lacks, a size or layers that it can't do, blocks that can't be removed, a model that was spread over
+    devices, and weights or hidden states that are NaN or infinite, naming the block; ImportError if the package of a
+    quantizer is missing. Warns if there are fewer tokens than the stream is wide.
     """
     check_plan(model, plan)
     check_present(model)
     if plan.slices:
         _check_slicing(model, plan, tokens, calibration, mask, batch, inplace)
     quantize = check_quantizer(model, by_name(quantizer), plan, tokens, mask)
-    if len(plan.kept) < len(plan.layers):
-        model, inplace = remove_blocks(model, plan, inplace), True
-        plan = Plan(plan.kept, plan.width, plan.head)
-    if plan.slices and calibration == "sequential":
-        model, inplace = slicing.slice_model(model, plan, tokens, mask, batch, inplace), True
-    elif plan.slices:
-        model, inplace = slicing.truncate(calibration, plan), True
-    if quantize:
-        model = quantize(model, tokens, inplace)
+    with evaluating(model):
+        if len(plan.kept) < len(plan.layers):
+            model, inplace = remove_blocks(model, plan, inplace), True
+            plan = Plan(plan.kept, plan.width, plan.head)
+        if plan.slices and calibration == "sequential":
+            model, inplace = slicing.slice_model(model, plan, tokens, mask, batch, inplace), True
+        elif plan.slices:
+            model, inplace = slicing.truncate(calibration, plan), True
+        if quantize:
+            model = quantize(model, tokens, inplace)
     model.config._commit_hash = None  # it is no longer what that commit has
     model.config.tie_word_embeddings = tied(model)
-    return model
+    return model.eval()
 
 
 def _check_slicing(model, plan, tokens, calibration, mask, batch, inplace) -> None:
@@ -120,6 +121,7 @@ def check_quantizer(model, quantizer, plan, tokens, mask) -> Callable | None:
         raise ValueError(f"{name} needs calibration text: give tokens=lw.tokens(...)")
     if tokens is not None:
         check_tokens(tokens, text_config(model).vocab_size)
+        check_positions(model, tokens)
     if hasattr(quantizer, "check_columns"):
         _check_columns(model, quantizer, name, plan)
 

@@ -84,11 +84,7 @@ def losses(predicted: Sequence[Window], tokens: Tensor) -> Tensor:
     """Mean next-token loss of each window of `tokens` `[n, length]`, float64 `[n]` on the CPU."""
     found = []
     for window, text in zip(predicted, tokens, strict=True):
-        each = []
-        for rows in window.rows():
-            logits = window.logits(rows)
-            targets = text[1:][rows].to(logits.device)
-            each += [F.cross_entropy(logits[few].float(), targets[few], reduction="none") for few in _few(logits)]
+        each = [_losses(window.logits(rows), text[1:][rows]) for rows in window.rows()]
         found.append(_mean(each))
     return _finite(torch.stack(found))
 
@@ -96,35 +92,41 @@ def losses(predicted: Sequence[Window], tokens: Tensor) -> Tensor:
 def differences(predicted: Sequence[Window], reference: Sequence[Window], tokens: Tensor) -> tuple[Tensor, Tensor]:
     """(loss of `predicted` minus loss of `reference`, KL(reference || predicted)) of each window of `tokens`
     `[n, length]`, each float64 `[n]` on the CPU; both are means over the predicted positions."""
-    loss, kl = [], []
+    found = []
     for window, other, text in zip(predicted, reference, tokens, strict=True):
-        changes, divergences = [], []
-        for rows in other.rows():
-            q = other.logits(rows)
-            p, targets = window.logits(rows).to(q.device), text[1:][rows].to(q.device)
-            for few in _few(q):
-                log_p, log_q = (F.log_softmax(x[few].float(), dim=-1) for x in (p, q))
-                change = torch.sub(log_q, log_p, out=log_p)
-                changes.append(change.gather(1, targets[few, None]).squeeze(1))
-                divergences.append(log_q.exp_().mul_(change).sum(dim=-1))
-        loss.append(_mean(changes))
-        kl.append(_mean(divergences))
-    return _finite(torch.stack(loss)), _finite(torch.stack(kl))
+        each = [_differences(window.logits(rows), other.logits(rows), text[1:][rows]) for rows in other.rows()]
+        found.append([_mean(kind) for kind in zip(*each, strict=True)])
+    loss, kl = (_finite(torch.stack(kind)) for kind in zip(*found, strict=True))
+    return loss, kl
 
 
-def _mean(per_position: list[Tensor]) -> Tensor:
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Loss at each position, `[m, V], [m] -> [m]` in float32."""
+    targets = targets.to(logits.device)
+    return torch.cat([F.cross_entropy(logits[few].float(), targets[few], reduction="none") for few in _few(logits)])
+
+
+def _differences(logits: Tensor, reference: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss difference and divergence at each position, `[m, V], [m, V], [m] -> [m], [m]` in float32."""
+    logits, targets = logits.to(reference.device), targets.to(reference.device)
+    loss, kl = [], []
+    for few in _few(reference):
+        log_p, log_q = (F.log_softmax(x[few].float(), dim=-1) for x in (logits, reference))
+        change = torch.sub(log_q, log_p, out=log_p)
+        loss.append(change.gather(1, targets[few, None]).squeeze(1))
+        kl.append(log_q.exp_().mul_(change).sum(dim=-1))
+    return torch.cat(loss), torch.cat(kl)
+
+
+def _mean(per_position: Sequence[Tensor]) -> Tensor:
     # To the CPU first: not every device has float64.
     return torch.cat(per_position).cpu().double().mean()
 
 
 def _few(logits: Tensor) -> list[slice]:
     """The rows of `logits` `[m, V]`, in parts of which float32 copies are made at once."""
-    return _parts(
-        len(logits),
-        4 * logits.shape[1],
-        torch.get_num_threads() * FLOATS if _cached(logits) else LAUNCHED,
-        torch.get_num_threads(),
-    )
+    threads = torch.get_num_threads()
+    return _parts(len(logits), 4 * logits.shape[1], threads * FLOATS if _cached(logits) else LAUNCHED, threads)
 
 
 def _cached(tensor: Tensor) -> bool:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from layerwise import devices, passes, stats
 from layerwise.corpora import check_mask, check_tokens
-from layerwise.structure import blocks, experts, is_sliced, linears, text_config
+from layerwise.structure import blocks, check_positions, evaluating, experts, is_sliced, linears, text_config
 
 GROUPS = 8  # into which `measure` splits the windows for a score that it can't look into
 
@@ -124,7 +124,7 @@ def angular_distances(model, tokens: Tensor, mask: Tensor | None = None, batch: 
         states.extend([y] if states else [x, y])
 
     total = torch.zeros(len(blocks(model)) + 1, len(blocks(model)) + 1, dtype=torch.float64)
-    with torch.inference_mode(), passes.watching(model, hook):
+    with torch.inference_mode(), evaluating(model), passes.watching(model, hook):
         for rows in _batches(model, tokens, mask, batch):
             for window, kept in enumerate(keep[rows]):
                 # One window at a time, [tokens, L + 1, D], so that float32 copies stay small.
@@ -185,16 +185,18 @@ def statistics(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8
     """Run the blocks over `tokens` `[n, length]` once, `batch` windows at a time, and keep no hidden state.
 
     `mask` `[n, length]` is 1 (or True) for tokens and 0 for padding, on either side, and goes to the model as its
-    attention mask; None means that all are tokens. The head is not run. What grows with the tokens is four numbers per
-    window and block. A token whose x or y is exactly 0 has no direction: its cosine counts as 0, as in torch.
+    attention mask; None means that all are tokens. The model is run in eval mode, without its head. What grows with the
+    tokens is four numbers per window and block. A token whose x or y is exactly 0 has no direction: its cosine counts
+    as 0, as in torch.
 
-    Raises ValueError for a sliced model, tokens outside the vocabulary, a mask of another shape or without any token,
-    and for NaN or infinite hidden states, naming the first block that has them.
+    Raises ValueError for a sliced model, tokens outside the vocabulary, windows longer than a table of positions, a
+    mask of another shape or without any token, and for NaN or infinite hidden states, naming the first block that has
+    them.
     """
     keep = _check(model, tokens, mask)
     found: list[Tensor] = []
     products = _Products()
-    with torch.inference_mode(), passes.watching(model, products.add):
+    with torch.inference_mode(), evaluating(model), passes.watching(model, products.add):
         for rows in _batches(model, tokens, mask, batch):
             found.append(_window_means(products.taken(), keep[rows], rows.start))
     means = torch.cat(found, dim=2).numpy()  # [4, L, n]
@@ -210,6 +212,7 @@ def _check(model, tokens, mask) -> Tensor:
             "score the dense model"
         )
     check_tokens(tokens, text_config(model).vocab_size)
+    check_positions(model, tokens)
     check_mask(mask, tokens)
     return torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
 

@@ -30,7 +30,7 @@ from layerwise.devices import check_present, entrance, finite
 from layerwise.plans import Layer, Plan
 from layerwise.rotation import Gram
 from layerwise.sliced import skeleton
-from layerwise.structure import blocks, is_sliced
+from layerwise.structure import blocks, check_positions, evaluating, is_sliced
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +51,13 @@ class Bases:
 def calibrate(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> Bases:
     """Bases of the dense model on `tokens` `[n, length]`, for slicing it to many plans: `compress(calibration=bases)`.
 
-    `mask` `[n, length]` is 1 for tokens and 0 for padding, which the PCA leaves out. One forward pass without the
-    head, `batch` windows at a time; hidden states are not kept. The result holds one rotated copy of the model.
+    `mask` `[n, length]` is 1 for tokens and 0 for padding, which the PCA leaves out. One forward pass in eval mode,
+    without the head, `batch` windows at a time; hidden states are not kept. The result holds one rotated copy of the
+    model.
 
-    Raises ValueError for tokens outside the vocabulary, NaN or infinite weights, and hidden states that are, naming the
-    block, and UnsupportedArchitecture, which says why. Warns if there are fewer tokens than `D`.
+    Raises ValueError for tokens outside the vocabulary, windows longer than a table of positions, NaN or infinite
+    weights, and hidden states that are, naming the block, and UnsupportedArchitecture, which says why. Warns if there
+    are fewer tokens than `D`.
     """
     check(model, tokens, mask, batch)
     table = architecture(model)
@@ -68,7 +70,7 @@ def calibrate(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8)
         return lambda norm, args: gram.add(args[0], keep)
 
     handles = []
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         try:
             handles += [norm.register_forward_pre_hook(watch(gram)) for norm, gram in zip(places, grams, strict=True)]
             for part, keep in _parts(model, tokens, mask, batch):
@@ -121,7 +123,7 @@ def slice_model(
     this is interrupted.
     """
     check(model, tokens, mask, batch)
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         return slice_by(model, plan, Sequential(model, tokens, mask, batch), inplace)
 
 
@@ -132,6 +134,7 @@ def check(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8, loa
     if is_sliced(model):
         raise ValueError("the model is sliced already: slice the dense one, by a plan that says all")
     check_tokens(tokens, model.config.vocab_size)
+    check_positions(model, tokens)
     check_mask(mask, tokens)
     if batch < 1:
         raise ValueError(f"batch must be at least one window, not {batch}")

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from layerwise.devices import check_present, entrance
-from layerwise.structure import text_config
+from layerwise.structure import evaluating, text_config
 
 
 class Speed(NamedTuple):
@@ -38,7 +38,8 @@ def speed(model: nn.Module, batch: int = 1, prompt: int = 512, new: int = 64, re
     """Time greedy generation with the KV cache: a prompt `[batch, prompt]` of random tokens, then `new` steps.
 
     Medians of `repeats` runs after one that warms up, in which the memory is measured. Only the last position of the
-    prompt goes through the head, as in `generate`. On a machine that does something else too, the numbers are too low.
+    prompt goes through the head, as in `generate`. The model is in eval mode. On a machine that does something else,
+    the numbers are too low.
 
     Raises ValueError for a number below 1, for more positions, prompt + new, than the model has, and for a model that
     was spread over devices, whose memory is on several.
@@ -56,8 +57,9 @@ def speed(model: nn.Module, batch: int = 1, prompt: int = 512, new: int = 64, re
         )
     tokens = torch.randint(text.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(seed))
     tokens = tokens.to(entrance(model))
-    memory = model.get_memory_footprint() + _peak(lambda: generate(model, tokens, new), tokens.device)
-    runs = [generate(model, tokens, new) for _ in range(repeats)]
+    with evaluating(model):
+        memory = model.get_memory_footprint() + _peak(lambda: generate(model, tokens, new), tokens.device)
+        runs = [generate(model, tokens, new) for _ in range(repeats)]
     prefill, decode = (statistics.median(seconds) for seconds in zip(*runs, strict=True))
     return Speed(batch * prompt / prefill, batch * new / decode, memory)
 

@@ -18,7 +18,7 @@ from layerwise.passes import entering
 from layerwise.quantization.blockwise import check, check_matrices
 from layerwise.quantization.packed import STATISTIC_BITS, STATISTIC_GROUP, packed_bytes
 from layerwise.quantization.rounding import gain, inverse_factor, rounded
-from layerwise.structure import blocks, linears, matrix, text_config, written
+from layerwise.structure import blocks, evaluating, linears, matrix, text_config, written
 
 BATCH = 8  # windows that are run at a time
 MOST = 2**16 - 1  # columns that indices and counts of 16 bits reach to
@@ -68,7 +68,7 @@ class Outliers:
         check_tokens(tokens, text_config(model).vocab_size)
         check_matrices(self, model, bits)
         each = list(blocks(model))
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), evaluating(model):
             self._sequentially(model, each, bits, shares, tokens)
         return model
 
