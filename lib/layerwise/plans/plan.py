@@ -138,8 +138,7 @@ class Plan:
         if not self.slices:
             return sum(shape.parameters[i] for i in kept) + shape.other_parameters
 
-        sliced = shape.slicing
-        if isinstance(sliced, str):
+        if isinstance(sliced := shape.slicing, str):
             raise ValueError(sliced)
         total = sliced.embedding_rows * self.stream[0]
         for i, (reads, writes) in zip(kept, pairwise(self.stream), strict=True):
