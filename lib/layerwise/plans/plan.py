@@ -139,8 +139,7 @@ class Plan:
         if not self.slices:
             return sum(shape.parameters[i] for i in kept) + shape.other_parameters
 
-        sliced = shape.slicing
-        if isinstance(sliced, str):
+        if isinstance(sliced := shape.slicing, str):
             raise ValueError(sliced)
         one, two = tables(sliced.head_rows, self.width, self.stream[0], self.head)
         total = (sliced.embedding_rows - sliced.head_rows) * self.stream[0] + (min(one, two) if shape.tied else two)
