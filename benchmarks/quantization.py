@@ -71,10 +71,9 @@ def plans(model, tokens) -> list[lw.Plan]:
 
 def evaluations(model, many, tokens):
     """As many passes and comparisons as the sweep has plans, of the dense model with itself."""
-    with torch.inference_mode():
-        dense = evaluation.logits(model, tokens)
-        for _ in many:
-            evaluation.differences(evaluation.logits(model, tokens), dense, tokens)
+    dense = lw.Reference(model, tokens, batch=len(tokens))
+    for _ in many:
+        evaluation.window_differences(model, dense, tokens, batch=len(tokens))
 
 
 def assembly(model, many, tokens, quantizer) -> np.ndarray:
@@ -83,13 +82,12 @@ def assembly(model, many, tokens, quantizer) -> np.ndarray:
 
 
 def anew(folder, dense, many, tokens, quantizer) -> np.ndarray:
-    """Loss of each plan, from a model that is loaded and compressed for it; `dense` are the dense model's logits."""
+    """Loss of each plan, from a model that is loaded and compressed for it; `dense` is the dense one's reference."""
     found = []
     for plan in many:
         model, _ = lw.load(folder, device="cpu")
         small = lw.compress(model, plan, quantizer=quantizer, inplace=True)
-        with torch.inference_mode():
-            found.append(evaluation.differences(evaluation.logits(small, tokens), dense, tokens)[0].mean())
+        found.append(evaluation.window_differences(small, dense, tokens, batch=len(tokens))[0].mean())
     return np.array(found)
 
 
@@ -106,8 +104,7 @@ def compared(name: str, model, tokens, rounds: int, some: int) -> list[dict]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = lw.save(model, Path(temporary) / "model")
         many = plans(model, tokens)
-        with torch.inference_mode():
-            dense = evaluation.logits(model, tokens)
+        dense = lw.Reference(model, tokens, batch=len(tokens))
         chosen = np.linspace(0, len(many) - 1, some).round().astype(int)
         for number in range(rounds):
             for quantizer in QUANTIZERS:
