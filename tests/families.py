@@ -34,6 +34,7 @@ ALTERNATING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_a
 
 DECODERS = {
     "bloom": {},
+    "codegen": {"rotary_dim": 4},
     "cohere": GROUPED,
     "cohere2": GROUPED | ALTERNATING,
     "exaone4": GROUPED | ALTERNATING,

@@ -56,8 +56,8 @@ def entering(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> tu
             if not states:
                 states.append(hidden_states)
             arguments.append(dict(zip(others, args, strict=False)) | kwargs)
-            # A model that takes the first of a tuple finds the stream, and any other can go on with one dimension more.
-            return states[0][None]
+            # What comes of it isn't used, so that a model may take the first of what it believes to be a tuple.
+            return states[0]
 
         return record
 
