@@ -234,8 +234,10 @@ def test_a_copy_of_a_published_file_gives_what_the_hub_gives(copies, other, stan
     parquet = copies / found.files["validation"]
     parquet.rename(copies / parquet.name)  # without the folder that it has on the Hub
     assert torch.equal(lw.tokens(other, "wikitext2", data=copies, **drawn), from_hub)
+    text = next(found.documents("validation", seed=0, data=copies))
     (copies / parquet.name).unlink()
-    assert torch.equal(lw.tokens(other, "wikitext2", data=copies, **drawn), from_hub), "from the lines"
+    assert next(found.documents("validation", seed=0, data=copies)) == text  # of the lines, blanks and ends included
+    assert torch.equal(lw.tokens(other, "wikitext2", data=copies, **drawn), from_hub)
 
 
 def test_a_copy_that_cannot_be_told_from_another_text_is_refused(copies, other):
