@@ -84,6 +84,8 @@ def test_bytes_are_as_predicted_in_memory_and_in_the_file(family, plan, tmp_path
     inside = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
     assert inside == lw.size(small).bytes == plan.predicted_bytes(shape)
     assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"]
+    new = AutoModelForCausalLM.from_config(small.config)
+    assert tied(new) and lw.size(new) == lw.size(small)
     for again in (lw.load(folder, device="cpu")[0], AutoModelForCausalLM.from_pretrained(folder)):
         assert tied(again) and logits(again).equal(logits(small)) and lw.size(again) == lw.size(small)
 
