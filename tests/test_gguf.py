@@ -8,7 +8,7 @@ import torch
 from families import logits
 from gguf import GGMLQuantizationType as Kind
 from layerwise import devices, models
-from layerwise.architectures import UnsupportedArchitecture
+from layerwise.structure import UnknownStructure
 from tiny_gguf import SPECIAL, TOKENS, file_name, llama, write
 
 
@@ -171,8 +171,8 @@ def test_what_cannot_be_converted_is_said_before_weights_are_read(tmp_path, no_r
     model = llama()
     with pytest.raises(models.UnsuitableModel, match="architecture 'rwkv7', which transformers can't convert.*llama"):
         lw.load(write(tmp_path / "rwkv.gguf", model, architecture="rwkv7"))
-    with pytest.raises(UnsupportedArchitecture, match="mamba"):
-        lw.load(write(tmp_path / "mamba.gguf", model, architecture="mamba"))
+    with pytest.raises(UnknownStructure, match="t5"):
+        lw.load(write(tmp_path / "t5.gguf", model, architecture="t5"))
     with pytest.raises(models.UnsuitableModel, match="leaves out how it scales rotary positions .'yarn'"):
         lw.load(write(tmp_path / "yarn.gguf", model, said={"llama.rope.scaling.type": "yarn"}))
     bias = {"blk.0.attn_q.bias": np.zeros(32, np.float32)}
@@ -203,7 +203,7 @@ def test_a_tensor_that_is_missing_is_named(tmp_path, monkeypatch):
 
 def test_a_file_that_there_is_no_room_for_is_not_read(tmp_path, no_reading, monkeypatch):
     path = write(tmp_path / "model.gguf", llama())
-    monkeypatch.setattr(devices, "_free", lambda device: 1000)
+    monkeypatch.setattr(devices, "free", lambda device: 1000)
     with pytest.raises(MemoryError, match='a GGUF file is read whole: load it with device="cpu"'):
         lw.load(path)
 
