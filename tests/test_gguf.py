@@ -73,7 +73,7 @@ def test_what_was_read_is_saved_as_safetensors(tmp_path):
     write(tmp_path / "model.gguf", llama(), Kind.Q8_0)
     model, tokenizer = lw.load(tmp_path, device="cpu")  # a folder that holds one
     assert not hasattr(model.config, "quantization_config")
-    again, same = lw.load(lw.save(model, tmp_path / "saved", tokenizer), device="cpu")
+    again, same = lw.load(lw.save(model, tmp_path / "saved.gguf", tokenizer), device="cpu")  # however it is called
     assert torch.equal(logits(again), logits(model))
     assert (again.dtype, again.config.eos_token_id) == (torch.bfloat16, 2)
     text = "hello  world\n\n123 <|im_end|>"
@@ -96,6 +96,7 @@ def test_the_tokenizer_is_the_one_that_the_file_describes(tmp_path):
     _, tokenizer = lw.load(write(tmp_path / "model.gguf", llama()), device="cpu")
     roles = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token)
     assert roles == ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_end|>")
+    assert tokenizer.model_max_length == llama().config.max_position_embeddings
     assert len(tokenizer) == len(TOKENS) and [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL] == [0, 1, 2]
 
     def split(text):

@@ -316,3 +316,11 @@ def test_a_tokenizer_without_special_tokens_is_refused_and_gets_none(tasks, parr
     assert len(tokenizer) == 6 and not tokenizer.special_tokens_map
     with pytest.raises(ValueError, match="there is no tokenizer"):
         lw.accuracy(parrot[0], None, ["world_choose"])
+
+
+def test_a_task_without_an_accuracy_is_refused_before_it_is_asked(tasks, parrot, tmp_path, monkeypatch):
+    said = (tmp_path / "say.yaml").read_text().replace("exact_match", "bleu").replace("world_say", "world_bleu")
+    (tmp_path / "bleu.yaml").write_text(said)
+    monkeypatch.setattr(parrot[0], "forward", lambda *_, **__: pytest.fail("the model was asked"))
+    with pytest.raises(ValueError, match="'world_bleu' reports none of acc_norm, acc, exact_match"):
+        lw.accuracy(*parrot, tasks=["world_bleu"])

@@ -135,6 +135,8 @@ _NORMS_BEHIND = (
     *("olmo2", "olmo3", "flex_olmo", "exaone4", "exaone_moe", "glm4"),
 )
 _CONV1D = ("gpt2", "gpt-sw3", "openai-gpt")
+# How many experts there are, by the names that families have for it.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # By what the stream, or what is added to it, is multiplied, unless it is 1.
 _FACTORS = ("residual_multiplier", "scale_depth")
 
@@ -185,6 +187,6 @@ def _experts(text: PretrainedConfig | dict | None) -> bool:
     """Whether a configuration is that of a mixture of experts: it, or a part of it, says how many there are."""
     told = text.to_dict() if isinstance(text, PretrainedConfig) else text or {}
     return any(
-        _experts(value) if isinstance(value, dict) else "experts" in str(name) and isinstance(value, int) and value > 1
+        _experts(value) if isinstance(value, dict) else str(name) in _EXPERTS and isinstance(value, int) and value > 1
         for name, value in told.items()
     )

@@ -29,8 +29,8 @@ FLOATS = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 def is_named_so(path: Path) -> bool:
-    """Whether a file's name says that it is GGUF."""
-    return path.suffix.lower() == ".gguf"
+    """Whether a path is that of a GGUF file, by its name; a folder may be called so too."""
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
 
 
 def only(folder: Path) -> Path | None:

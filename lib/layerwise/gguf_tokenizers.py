@@ -62,6 +62,8 @@ def tokenizer(path: Path):
         for role, token in special.items():
             setattr(made, role, token)
     made.chat_template = said(file, "tokenizer.chat_template")
+    if positions := said(file, f"{said(file, 'general.architecture')}.context_length"):
+        made.model_max_length = positions
     begins = said(file, "tokenizer.ggml.add_bos_token")
     if begins is None:  # then llama.cpp knows it of the kind
         begins = kind == "llama" or split == "llama-bpe"

@@ -22,7 +22,7 @@ from layerwise import folders, gguf_files, gguf_tokenizers, reading
 from layerwise.folders import DamagedModel, UnknownModel
 
 PREFIX = "packaged/"
-CONVERSION = 1  # of what is written to the cache: raise it when another folder comes of the same file
+CONVERSION = 2  # of what is written to the cache: raise it when another folder comes of the same file
 
 
 class Wheel(NamedTuple):

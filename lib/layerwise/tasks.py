@@ -13,6 +13,8 @@ from torch import nn
 from layerwise import world
 from layerwise.structure import evaluating
 
+ACCURACIES = ("acc_norm", "acc", "exact_match")  # the first that a task has is its accuracy
+
 
 def accuracy(
     model: nn.Module, tokenizer, tasks: Sequence[str], limit: int | None = None, batch: int = 64, data=None
@@ -75,7 +77,8 @@ def _harness(model, tokenizer, tasks, limit, batch, data) -> tuple[dict, dict[st
             manager = TaskManager(include_path=[str(world.TASK_PATH), str(made)], include_defaults=False)
         lm = Harness(model, tokenizer, batch)
         built = {task: _built(task, manager, origins.get(task)) for task in tasks}
-        for loaded in built.values():
+        for task, loaded in built.items():
+            _check_metrics(task, loaded["tasks"].values())
             lm.check_room(loaded["tasks"])
         result = evaluator.simple_evaluate(
             model=lm,
@@ -137,6 +140,12 @@ def _built(task, manager, origin):
         raise ValueError(f"the items of {origin} are not such as lm-eval's {task} asks: {error}") from error
 
 
+def _check_metrics(task, loaded):
+    """Raise ValueError, before hours of work, for a task, or one of a group's, that is judged by no accuracy."""
+    if not all(set(ACCURACIES) & set(each.aggregation()) for each in loaded):
+        raise ValueError(f"task {task!r} reports none of {', '.join(ACCURACIES)}, so it has no accuracy")
+
+
 # Reading lm-eval's results.
 
 
@@ -159,10 +168,8 @@ def _task_row(task, result, stated):
 def _metric(task, result):
     """The metric of a task and the filter of answers that it is of; of several filters the first is the strict one."""
     keys = [key.partition(",") for key in result["results"][task]]
-    for metric in ("acc_norm", "acc", "exact_match"):
-        if kinds := [kind for name, _, kind in keys if name == metric]:
-            return metric, kinds[0]
-    raise ValueError(f"task {task!r} reports none of acc_norm, acc and exact_match, so it has no accuracy")
+    found = [(metric, kind) for metric in ACCURACIES for name, _, kind in keys if name == metric]
+    return found[0]
 
 
 def _samples(task, result, kind):
