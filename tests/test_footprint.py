@@ -98,6 +98,14 @@ def test_a_model_that_no_machine_here_holds():
     assert told.serving - told.compressed > cache
 
 
+def test_evaluating_takes_little_more_than_scoring_however_large_the_vocabulary():
+    """The logits of eight windows would take 4 GB."""
+    config = tiny(vocab_size=2).config
+    config.vocab_size, config.max_position_embeddings = 2**20, 1024
+    told = lw.memory(config, length=256, dtype=torch.bfloat16)
+    assert told.evaluating < told.scoring + 1.5e8
+
+
 def test_what_cannot_be_told():
     config = tiny().config
     plan = lw.plans.bits(lw.shape(config), np.arange(3), 2, 8, 4)
