@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from layerwise.corpora import check_text
 from layerwise.quantization.blockwise import check, check_matrices, whole_groups
 from layerwise.quantization.packages import needs
 from layerwise.structure import blocks, blocks_path, linears
@@ -48,6 +49,7 @@ class GPTQ:
         check(self, model, bits)
         if tokens is None:
             raise ValueError("gptq needs calibration text: give tokens=lw.tokens(...)")
+        check_text(model, tokens)
         entry = _entry()
         check_matrices(self, model, bits)
         self._oneshot(entry, model, bits, tokens)
