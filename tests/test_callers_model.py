@@ -1,6 +1,7 @@
 """What is done with a caller's model: it is run in eval mode, keeps its own, and reads what it has positions for."""
 
 import copy
+import warnings
 
 import layerwise as lw
 import numpy as np
@@ -131,6 +132,23 @@ def test_buffers_of_quantized_matrices_are_no_table_of_positions():
     small = lw.compress(tiny(max_position_embeddings=32), four_bits(tiny()))
     with pytest.warns(UserWarning, match="has 32 positions.* says little of the model"):
         lw.perplexity(small, LONG)
+
+
+def test_each_model_is_warned_of_once():
+    model, other = tiny(), tiny(seed=1)
+    with warnings.catch_warnings(action="ignore"):
+        reference = lw.Reference(other, LONG)
+    bits = four_bits(model)
+    for count, work in (
+        (1, lambda: lw.compare(model, model, LONG)),
+        (1, lambda: lw.compare(model, reference, LONG)),
+        (2, lambda: lw.compare(model, other, LONG)),
+        (1, lambda: lw.compress(model, bits, LONG, "outliers")),
+        (0, lambda: lw.compress(model, bits, LONG, "rtn")),  # which reads no text
+    ):
+        with warnings.catch_warnings(record=True, action="always") as told:
+            work()
+        assert sum("says little of the model" in str(each.message) for each in told) == count
 
 
 def test_a_copy_keeps_its_own_table_of_positions():
