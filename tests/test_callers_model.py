@@ -1,6 +1,7 @@
 """What is done with a caller's model: it is run in eval mode, keeps its own, and reads what it has positions for."""
 
 import copy
+import warnings
 
 import layerwise as lw
 import numpy as np
@@ -81,12 +82,14 @@ def test_modes_come_back_after_an_error():
 LONG = random_tokens(4, 80)
 
 
-CASES = [("opt", what) for what in MEASURES] + [("gpt2", what) for what in ("perplexity", "lim", "damage", "order")]
+FEW = ("perplexity", "lim", "damage", "order")
+CASES = [("opt", what) for what in MEASURES] + [(family, what) for family in ("gpt2", "gptj", "mpt") for what in FEW]
+SIZES = {"mpt": {"max_seq_len": 64}}
 
 
 @pytest.mark.parametrize(("family", "what"), CASES)
 def test_windows_beyond_a_table_of_positions_are_an_error_before_any_work(family, what):
-    model = tiny(family)
+    model = tiny(family, **SIZES.get(family, {}))
     told = "windows of 80 tokens, and the model has 64 positions: take windows of at most 64"
     model.base_model.register_forward_pre_hook(lambda *_: pytest.fail("the model was run"))
     with pytest.raises(ValueError, match=told):
@@ -95,8 +98,8 @@ def test_windows_beyond_a_table_of_positions_are_an_error_before_any_work(family
 
 @pytest.mark.filterwarnings("error")
 def test_all_positions_may_be_used():
-    for family in ("opt", "gpt2", "llama"):
-        lw.perplexity(tiny(family), LONG[:, :64])
+    for family in ("opt", "gpt2", "gptj", "mpt", "llama"):
+        lw.perplexity(tiny(family, **SIZES.get(family, {})), LONG[:, :64])
     by_distance = tiny("bloom")
     del by_distance.config.max_position_embeddings  # which no such model has
     lw.perplexity(by_distance, LONG)
@@ -111,6 +114,41 @@ ROTARY = {
 def test_windows_beyond_what_rotary_positions_were_made_for_are_warned_of(what):
     with pytest.warns(UserWarning, match="80 tokens, and the model has 64 positions.* says little of the model"):
         ROTARY[what](tiny(), LONG)
+
+
+def test_quantizers_check_the_text_themselves():
+    beyond = torch.full((4, 12), 96)
+    for quantizer in (lw.quantization.Outliers(), lw.quantization.GPTQ(group=8)):
+        model = tiny("opt")
+        model.base_model.register_forward_pre_hook(lambda *_: pytest.fail("the model was run"))
+        with pytest.raises(ValueError, match="windows of 80 tokens, and the model has 64 positions"):
+            quantizer(model, [8, None, None], LONG)
+        with pytest.raises(ValueError, match="token 96 at window 0, position 0 is outside the vocabulary of 96"):
+            quantizer(model, [8, None, None], beyond)
+
+
+def test_buffers_of_quantized_matrices_are_no_table_of_positions():
+    """Positions as many as a matrix has rows: as in models of 2,048 positions and width 2,048."""
+    small = lw.compress(tiny(max_position_embeddings=32), four_bits(tiny()))
+    with pytest.warns(UserWarning, match="has 32 positions.* says little of the model"):
+        lw.perplexity(small, LONG)
+
+
+def test_each_model_is_warned_of_once():
+    model, other = tiny(), tiny(seed=1)
+    with warnings.catch_warnings(action="ignore"):
+        reference = lw.Reference(other, LONG)
+    bits = four_bits(model)
+    for count, work in (
+        (1, lambda: lw.compare(model, model, LONG)),
+        (1, lambda: lw.compare(model, reference, LONG)),
+        (2, lambda: lw.compare(model, other, LONG)),
+        (1, lambda: lw.compress(model, bits, LONG, "outliers")),
+        (0, lambda: lw.compress(model, bits, LONG, "rtn")),  # which reads no text
+    ):
+        with warnings.catch_warnings(record=True, action="always") as told:
+            work()
+        assert sum("says little of the model" in str(each.message) for each in told) == count
 
 
 def test_a_copy_keeps_its_own_table_of_positions():

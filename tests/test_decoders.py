@@ -33,6 +33,10 @@ MINICPM = GROUPED | {
 }
 
 
+# No row of DECODERS: without its one block of attention, transformers can't tell the length of its cache.
+LFM2 = GROUPED | {"layer_types": ["conv", "full_attention", "conv"]}
+
+
 def without(*gone):
     return Plan(tuple(Layer(keep=i not in gone) for i in range(3)), 32)
 
@@ -180,6 +184,25 @@ def test_every_quantizer_rounds_the_matrices_of_every_kind(family, name, tmp_pat
     assert lw.compare(small, model, TOKENS).kl < 1e-2
     lw.save(small, tmp_path / "small")
     assert logits(lw.load(tmp_path / "small", device="cpu")[0]).equal(logits(small))
+
+
+@pytest.mark.parametrize("family", ["bloom", "gemma3_text", "gpt_neox", "lfm2"])
+def test_gptq_does_all_matrices_of_every_kind_of_block(family):
+    model = tiny(family, **(LFM2 if family == "lfm2" else {}))
+    plan = Plan(tuple(Layer(bits=width) for width in (8, 8, 4)), 32)
+    small = lw.compress(model, plan, TOKENS, lw.quantization.GPTQ(group=8))
+    for block, dense in zip(blocks(small), blocks(model), strict=True):
+        for path, linear in linears(dense).items():
+            assert 0 < (matrix(linears(block)[path]) - matrix(linear)).norm() / matrix(linear).norm() < 0.2
+
+
+def test_matrices_that_gptq_does_not_reach_are_an_error(monkeypatch):
+    """llm-compressor leaves out without a word what the configuration's patterns don't match."""
+    groups = lw.quantization.GPTQ._groups
+    monkeypatch.setattr(lw.quantization.GPTQ, "_groups", lambda self, model, bits: groups(self, model, [8, None, None]))
+    plan = Plan((Layer(bits=8), Layer(bits=8), Layer()), 32)
+    with pytest.raises(ValueError, match="GPTQ left 7 matrices as they were, such as model.layers.1.self_attn.q_proj"):
+        lw.compress(tiny(), plan, TOKENS, lw.quantization.GPTQ(group=8))
 
 
 @pytest.mark.parametrize("family", [*DENSE, "gemma3"])

@@ -111,6 +111,8 @@ def test_what_cannot_be_told():
     plan = lw.plans.bits(lw.shape(config), np.arange(3), 2, 8, 4)
     with pytest.raises(ValueError, match="length 64 and one more token need 65 positions, and the model has 64"):
         lw.memory(config, length=64)
+    with pytest.raises(ValueError, match="need 65 positions, and the model has 64"):
+        lw.memory(tiny("mpt", max_seq_len=64).config, length=64)
     with pytest.raises(ValueError, match="gptq needs depends on the text"):
         lw.memory(config, plan, "gptq", length=24)
     with pytest.raises(ValueError, match="quanto has no 3 bits"):

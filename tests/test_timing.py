@@ -93,6 +93,8 @@ def test_an_allocator_that_keeps_a_peak_is_asked_for_it(monkeypatch):
 def test_more_positions_than_the_model_has_are_an_error():
     with pytest.raises(ValueError, match=r"prompt 60 \+ new 5 are 65 positions, but the model has 64"):
         lw.speed(tiny(), prompt=60, new=5)
+    with pytest.raises(ValueError, match=r"are 65 positions, but the model has 64"):
+        lw.speed(tiny("mpt", max_seq_len=64), prompt=60, new=5)
     assert lw.speed(tiny(), prompt=59, new=5, repeats=1).memory > 0
 
 

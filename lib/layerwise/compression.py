@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layerwise import slicing
 from layerwise.architectures import architecture
-from layerwise.corpora import check_tokens
+from layerwise.corpora import check_text
 from layerwise.devices import check_present
 from layerwise.plans import Layer, Plan
 from layerwise.pruning import remove_blocks
@@ -19,7 +19,7 @@ from layerwise.quantization import packed
 from layerwise.quantization import quantizer as by_name
 from layerwise.quantization.blockwise import check, each_block
 from layerwise.quantization.gptq import compressed
-from layerwise.structure import blocks, check_positions, evaluating, linears, matrix, text_config, tied
+from layerwise.structure import blocks, evaluating, linears, matrix, text_config, tied
 
 
 def compress(
@@ -120,8 +120,8 @@ def check_quantizer(model, quantizer, plan, tokens, mask) -> Callable | None:
     if getattr(quantizer, "needs_tokens", False) and tokens is None:
         raise ValueError(f"{name} needs calibration text: give tokens=lw.tokens(...)")
     if tokens is not None:
-        check_tokens(tokens, text_config(model).vocab_size)
-        check_positions(model, tokens)
+        with warnings.catch_warnings(action="ignore"):  # what reads the tokens warns of them
+            check_text(model, tokens)
     if hasattr(quantizer, "check_columns"):
         _check_columns(model, quantizer, name, plan)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from layerwise import published, textfiles, world
+from layerwise.structure import check_positions, text_config
 from layerwise.world import data
 
 SPLITS = ("calibration", "test")
@@ -159,6 +160,14 @@ def check_tokens(tokens: Tensor, vocab_size: int) -> None:
             f"vocabulary of {vocab_size} (0 to {vocab_size - 1}), and so are {int(outside.sum()) - 1} more: the tokens "
             "come from another model's tokenizer"
         )
+
+
+def check_text(model, tokens: Tensor) -> None:
+    """Raise ValueError unless `model` can read `tokens` `[n, length]`: all in its vocabulary, as `check_tokens` says,
+    and windows no longer than its table of positions. Warns of windows beyond what computed positions were made for.
+    """
+    check_tokens(tokens, text_config(model).vocab_size)
+    check_positions(model, tokens)
 
 
 def check_mask(mask: Tensor | None, tokens: Tensor) -> None:

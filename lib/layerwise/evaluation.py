@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise import corpora, passes, predictions, stats, structure
+from layerwise import passes, predictions, stats, structure
+from layerwise.corpora import check_text
 from layerwise.devices import entrance
 from layerwise.quantization import packed
 from layerwise.quantization.gptq import compressed
@@ -105,7 +106,8 @@ def window_differences(
     known = b if isinstance(b, Reference) else None
     b = b if known is None else known.model
     check(a, tokens)
-    check(b, tokens)
+    if known is None and b is not a:  # a reference was checked when it was made
+        check(b, tokens)
     words = [text_config(model).vocab_size for model in (a, b)]
     if words[0] != words[1]:
         sizes = f"{words[0]} and {words[1]}"
@@ -153,10 +155,9 @@ def _stored_bytes(tensor, model):
 
 def check(model: nn.Module, tokens: Tensor) -> None:
     """Raise unless `tokens` is `[n, length]` with something to predict, all in the model's vocabulary and positions."""
-    corpora.check_tokens(tokens, text_config(model).vocab_size)
+    check_text(model, tokens)
     if tokens.shape[1] < 2:
         raise ValueError("windows of one token leave nothing to predict: take windows of at least 2 tokens")
-    structure.check_positions(model, tokens)
 
 
 def _batches(tokens: Tensor, batch: int, label: str) -> Iterator[Tensor]:

@@ -25,7 +25,7 @@ from layerwise.compression import compress
 from layerwise.models import configuration
 from layerwise.plans import Plan
 from layerwise.quantization import quantizer as by_name
-from layerwise.structure import SLICED, check_decoder, text_config
+from layerwise.structure import SLICED, check_decoder, positions
 from layerwise.timing import Alive, generate
 
 
@@ -72,10 +72,10 @@ def memory(
     for name, number in {"windows": windows, "length": length, "batch": batch}.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
-    positions = getattr(text_config(config), "max_position_embeddings", None)
-    if positions is not None and length >= positions:
+    most = positions(config)
+    if most is not None and length >= most:
         raise ValueError(
-            f"length {length} and one more token need {length + 1} positions, and the model has {positions}: give a "
+            f"length {length} and one more token need {length + 1} positions, and the model has {most}: give a "
             "smaller length"
         )
     bits = plan is not None and any(layer.bits is not None for layer in plan.kept)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from layerwise import devices, passes, stats
-from layerwise.corpora import check_mask, check_tokens
-from layerwise.structure import blocks, check_positions, evaluating, experts, is_sliced, linears, text_config
+from layerwise.corpora import check_mask, check_text
+from layerwise.structure import blocks, evaluating, experts, is_sliced, linears, text_config
 
 GROUPS = 8  # into which `measure` splits the windows for a score that it can't look into
 
@@ -211,8 +211,7 @@ def _check(model, tokens, mask) -> Tensor:
             "a block of a sliced model reads and writes the stream in two bases, so that no cosine compares the two: "
             "score the dense model"
         )
-    check_tokens(tokens, text_config(model).vocab_size)
-    check_positions(model, tokens)
+    check_text(model, tokens)
     check_mask(mask, tokens)
     return torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
 

@@ -25,12 +25,12 @@ from tqdm.auto import tqdm
 
 from layerwise import passes, rotation
 from layerwise.architectures import architecture
-from layerwise.corpora import check_mask, check_tokens
+from layerwise.corpora import check_mask, check_text
 from layerwise.devices import check_present, entrance, finite
 from layerwise.plans import Layer, Plan
 from layerwise.rotation import Gram
 from layerwise.sliced import skeleton
-from layerwise.structure import blocks, check_positions, evaluating, is_sliced
+from layerwise.structure import blocks, evaluating, is_sliced
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +133,7 @@ def check(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8, loa
     architecture(model)
     if is_sliced(model):
         raise ValueError("the model is sliced already: slice the dense one, by a plan that says all")
-    check_tokens(tokens, model.config.vocab_size)
-    check_positions(model, tokens)
+    check_text(model, tokens)
     check_mask(mask, tokens)
     if batch < 1:
         raise ValueError(f"batch must be at least one window, not {batch}")

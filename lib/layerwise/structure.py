@@ -95,19 +95,38 @@ def trunk(model) -> nn.Module:
     return base if base is not model else model.get_submodule(blocks_path(model).rpartition(".")[0])
 
 
+def positions(model) -> int | None:
+    """How many positions a model or a configuration has, or was made for; None if it doesn't say."""
+    config = text_config(model)
+    if config.model_type == "mpt":  # its bias by distance is made for so many, and it has no other number of them
+        return config.max_seq_len
+    return getattr(config, "max_position_embeddings", None)
+
+
 def check_positions(model, tokens: Tensor) -> None:
     """Raise ValueError if windows of `tokens` `[n, length]` are longer than the model's table of positions; warn if
     it computes positions, and was made for fewer."""
-    config, length = model.config.get_text_config(decoder=True), tokens.shape[1]
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None or length <= positions:
+    most, length = positions(model), tokens.shape[1]
+    if most is None or length <= most:
         return
-    told = f"windows of {length} tokens, and the model has {positions} positions: take windows of at most {positions}"
-    tables = [part for part in model.modules() if isinstance(part, nn.Embedding)]
-    tables = [table for table in tables if table is not model.get_input_embeddings()]
-    if any(table.num_embeddings - getattr(table, "offset", 0) == positions for table in tables):
+    told = f"windows of {length} tokens, and the model has {most} positions: take windows of at most {most}"
+    if _has_table(model, most):
         raise ValueError(told)
-    warnings.warn(f"{told}, or what is measured beyond them says little of the model", stacklevel=4)
+    warnings.warn(f"{told}, or what is measured beyond them says little of the model", stacklevel=5)
+
+
+def _has_table(model, positions: int) -> bool:
+    """Whether the model looks positions up in a table that ends, learned or, as in GPT-J and CTRL, computed once."""
+    if text_config(model).model_type == "mpt":
+        return True
+    for part in model.modules():
+        if isinstance(part, nn.Embedding) and part is not model.get_input_embeddings():
+            rows = [part.num_embeddings - getattr(part, "offset", 0)]
+        else:  # not buffers of other names: quantized matrices are some, of as many rows by chance
+            rows = [len(each) for name, each in part.named_buffers(recurse=False) if "pos" in name and each.ndim == 2]
+        if positions in rows:
+            return True
+    return False
 
 
 @contextmanager

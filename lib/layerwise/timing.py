@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from layerwise.devices import check_present, entrance
-from layerwise.structure import evaluating, text_config
+from layerwise.structure import evaluating, positions, text_config
 
 
 class Speed(NamedTuple):
@@ -48,14 +48,15 @@ def speed(model: nn.Module, batch: int = 1, prompt: int = 512, new: int = 64, re
     for name, number in {"batch": batch, "prompt": prompt, "new": new, "repeats": repeats}.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
-    text = text_config(model)
-    positions = getattr(text, "max_position_embeddings", None)
-    if positions is not None and prompt + new > positions:
+    most = positions(model)
+    if most is not None and prompt + new > most:
         raise ValueError(
-            f"prompt {prompt} + new {new} are {prompt + new} positions, but the model has {positions}: "
+            f"prompt {prompt} + new {new} are {prompt + new} positions, but the model has {most}: "
             "take a shorter prompt or fewer new tokens"
         )
-    tokens = torch.randint(text.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(seed))
+    tokens = torch.randint(
+        text_config(model).vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(seed)
+    )
     tokens = tokens.to(entrance(model))
     with evaluating(model):
         memory = model.get_memory_footprint() + _peak(lambda: generate(model, tokens, new), tokens.device)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from layerwise.corpora import check_text
 from layerwise.quantization.blockwise import check, check_matrices, whole_groups
 from layerwise.quantization.packages import needs
 from layerwise.structure import blocks, blocks_path, linears
@@ -48,6 +49,7 @@ class GPTQ:
         check(self, model, bits)
         if tokens is None:
             raise ValueError("gptq needs calibration text: give tokens=lw.tokens(...)")
+        check_text(model, tokens)
         entry = _entry()
         check_matrices(self, model, bits)
         self._oneshot(entry, model, bits, tokens)
@@ -89,6 +91,12 @@ class GPTQ:
                 vars(model).pop("save_pretrained", None)
             finally:
                 model.config.name_or_path = name
+        done = compressed(model).bytes
+        if missed := [path for path in _asked(model, bits) if path not in done]:
+            raise ValueError(
+                f"GPTQ left {len(missed)} matrices as they were, such as {missed[0]}: llm-compressor doesn't find all "
+                "of this model. Load it anew, and take 'rtn', 'quanto', 'hqq' or 'outliers'"
+            )
         if fell_back := recipe._rtn_fallback_module_names:
             warnings.warn(
                 f"GPTQ could not invert what enters {len(fell_back)} matrices, such as {fell_back[0]}, and rounded "
@@ -97,13 +105,18 @@ class GPTQ:
             )
 
     def _groups(self, model: nn.Module, bits: Sequence[int | None]) -> dict:
-        """compressed-tensors' `config_groups`: a scheme per width, whose targets are the matrices of its blocks."""
+        """compressed-tensors' `config_groups`: a scheme per width, whose targets are the matrices of its blocks.
+
+        Blocks may differ in kind, such as those with attention and those with a convolution: each kind is a target.
+        """
         root, groups = re.escape(blocks_path(model)), {}
         for width in dict.fromkeys(each for each in bits if each is not None):
-            at = "|".join(str(i) for i, each in enumerate(bits) if each == width)
-            paths = "|".join(re.escape(path) for path in linears(blocks(model)[bits.index(width)]))
+            kinds: dict[str, list[str]] = {}  # numbers of blocks, by the paths of their matrices
+            for i, (block, each) in enumerate(zip(blocks(model), bits, strict=True)):
+                if each == width:
+                    kinds.setdefault("|".join(re.escape(path) for path in linears(block)), []).append(str(i))
             groups[f"bits_{width}"] = {
-                "targets": [rf"re:{root}\.({at})\.({paths})$"],
+                "targets": [rf"re:{root}\.({'|'.join(at)})\.({paths})$" for paths, at in kinds.items()],
                 "weights": {
                     "num_bits": width,
                     "type": "int",
@@ -113,6 +126,13 @@ class GPTQ:
                 },
             }
         return groups
+
+
+def _asked(model: nn.Module, bits: Sequence[int | None]) -> list[str]:
+    """Paths in the model of the matrices that get bits."""
+    root = blocks_path(model)
+    each = enumerate(zip(blocks(model), bits, strict=True))
+    return [f"{root}.{i}.{path}" for i, (block, width) in each if width is not None for path in linears(block)]
 
 
 def _entry() -> Callable:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise.corpora import check_tokens
+from layerwise.corpora import check_text
 from layerwise.devices import entrance
 from layerwise.passes import entering
 from layerwise.quantization.blockwise import check, check_matrices
 from layerwise.quantization.packed import STATISTIC_BITS, STATISTIC_GROUP, packed_bytes
 from layerwise.quantization.rounding import gain, inverse_factor, rounded
-from layerwise.structure import blocks, evaluating, linears, matrix, text_config, written
+from layerwise.structure import blocks, evaluating, linears, matrix, written
 
 BATCH = 8  # windows that are run at a time
 MOST = 2**16 - 1  # columns that indices and counts of 16 bits reach to
@@ -58,14 +58,14 @@ class Outliers:
         """`model` with the linear layers of block i at `bits[i]` bits, in place; None leaves a block as it is.
 
         Raises ValueError, before anything is changed, for a width that there isn't, shares outside [0, 1) or for blocks
-        without bits, no tokens or tokens outside the vocabulary, and weights that are NaN or infinite or can't be
-        indexed; later, for inputs of a layer that are NaN or infinite.
+        without bits, no tokens or tokens outside the vocabulary or longer than a table of positions, and weights that
+        are NaN or infinite or can't be indexed; later, for inputs of a layer that are NaN or infinite.
         """
         check(self, model, bits)
         shares = self._shares(bits, outliers)
         if tokens is None:
             raise ValueError("outliers needs calibration text: give tokens=lw.tokens(...)")
-        check_tokens(tokens, text_config(model).vocab_size)
+        check_text(model, tokens)
         check_matrices(self, model, bits)
         each = list(blocks(model))
         with torch.inference_mode(False), torch.no_grad(), evaluating(model):
