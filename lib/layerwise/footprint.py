@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from layerwise import evaluation, scores
+from layerwise import passes, predictions, scores
 from layerwise.compression import compress
 from layerwise.models import configuration
 from layerwise.plans import Plan
@@ -113,9 +113,16 @@ def _told(config, dtype, plan, quantizer, size, batch, inplace) -> Memory:
             text = torch.zeros(size, dtype=torch.long) if plan.slices else None
             model = compress(model, plan, text, quantizer, batch=batch, inplace=inplace)
             compressing, text = alive.peak, None
-        evaluating = peak(lambda: evaluation.window_losses(model, few, batch))
+        evaluating = peak(lambda: _evaluate(model, few))
         serving = peak(lambda: generate(model, few[:1], 1))
         return Memory(dense, scoring, compressing, model.get_memory_footprint(), evaluating, serving)
+
+
+def _evaluate(model, tokens: Tensor) -> None:
+    """What `evaluation.window_losses` does with a batch: it looks at one window at a time, so the first will do."""
+    with torch.inference_mode():
+        windows = predictions.windows(passes.Head(model), passes.run(model, tokens))
+        predictions.losses(windows[:1], tokens[:1])
 
 
 @contextmanager
