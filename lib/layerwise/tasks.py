@@ -33,8 +33,9 @@ def accuracy(
     A prompt that is longer than the model's positions loses its beginning, as in lm-eval: `cut` says how many of the n
     items have such a prompt, and a warning does. Model and tokenizer are left as they are.
 
-    Raises ValueError, before any work, for a task that lm-eval doesn't know or that `data` has no file of, for items
-    without what the task asks, for a tokenizer without any special token, and where answers fill all positions.
+    Raises ValueError, before any work, for a task that lm-eval doesn't know, that has no accuracy or that `data` has no
+    file of, for items without what the task asks, for a tokenizer without any special token, and where answers fill all
+    positions.
     """
     result, origins = _harness(model, tokenizer, tasks, limit, batch, data)
     return pd.DataFrame([_task_row(task, result, world.CHANCE) | {"data": origins.get(task)} for task in tasks])
