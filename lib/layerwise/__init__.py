@@ -31,6 +31,7 @@ _FUNCTIONS = {
     "speed": "timing",
     "memory": "footprint",
     "sweep": "sweeps",
+    "Study": "experiments.study",
 }
 _MODULES = (
     "architectures",

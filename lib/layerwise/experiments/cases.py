@@ -1,0 +1,243 @@
+"""Cases of an experiment, and what runs them: compressed to a plan, measured on text or tasks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import groupby
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+import layerwise as lw
+from layerwise import evaluation, stats
+from layerwise.experiments.known import known
+from layerwise.plans import Plan
+from layerwise.quantization import quantizer as quantizer_of
+
+# Plans that an assembly compares before they are kept: the dense model is run once more for each so many.
+TOGETHER = 24
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to compute on one model: what it is known by, how to do it, and how the experiment calls it.
+
+    `plan` None leaves the model as it is. `calibration` `[n, length]` is what slicing and quantizers look at;
+    `shared` takes the bases of the dense model. `labels` are the experiment's own and decide nothing.
+    """
+
+    model: str
+    labels: Mapping
+    plan: Plan | None = None
+    quantizer: Callable | None = None
+    calibration: torch.Tensor | None = field(default=None, repr=False)
+    shared: bool = False
+
+    @property
+    def by_block(self) -> bool:
+        """Whether blocks of several such plans can be quantized once: bits alone, by a quantizer without text."""
+        if self.plan is None or not hasattr(self.quantizer, "block"):
+            return False
+        layers = self.plan.layers
+        return not self.plan.slices and all(layer.keep and layer.outliers is None for layer in layers)
+
+    @property
+    def what(self) -> dict:
+        """All that decides the compressed model, beside the model: calibration only where something looks at it."""
+        if self.plan is None:
+            return {"plan": None}
+        what: dict = {"plan": self.plan}
+        kept = self.plan.kept
+        has_bits = any(layer.bits is not None or layer.outliers is not None for layer in kept)
+        if has_bits:
+            what["quantizer"] = self.quantizer
+        if self.plan.slices or (has_bits and not hasattr(self.quantizer, "block")):
+            what["calibration"] = self.calibration
+        if self.plan.slices:
+            what["bases"] = "dense" if self.shared else "sequential"
+        return what
+
+    def sizes(self, shape) -> dict:
+        """Average and effective bits, where bits are set, and bytes as stored, of the plan."""
+        if self.plan is None:
+            return {"bytes": shape.total_bytes}
+        stored = getattr(self.quantizer, "stored", None)
+        found = {"bytes": self.plan.predicted_bytes(shape, stored)}
+        if self.plan.average_bits is not None:
+            found["average_bits"] = self.plan.average_bits
+            found["effective_bits"] = self.plan.effective_bits(shape, stored)
+        return found
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of `(model, tokens)` to be run on one model, as a `Case` is a plan."""
+
+    model: str
+    labels: Mapping
+    function: Callable
+    tokens: torch.Tensor = field(repr=False)
+
+
+Outcome = tuple[Case | Function, list[dict] | Exception]  # rows of what was measured, or what went wrong
+
+
+class Runner:
+    """Runs cases on one model, each finished one handed out at once; what cases share is computed once.
+
+    `test` `[n, length]` is the text that quality is measured on.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer, test: torch.Tensor):
+        self.model, self.tokenizer, self.test = model, tokenizer, test
+        self.shape = lw.shape(model)
+        self._reference = self._bases = None
+
+    def values(self, cases: Iterable[Function]) -> Iterator[Outcome]:
+        """What functions give: a row per block, `value` of `[L]` or w0, w1, ... of `[L, windows]`."""
+        yield from self._each(cases, lambda case: _by_block(case.function(self.model, case.tokens)))
+
+    def quality(self, cases: Iterable[Case]) -> Iterator[Outcome]:
+        """Loss minus the dense model's and divergence from it, in nats: a row per case, w0, w1, ... by window."""
+        for by_block, group in _groups(cases):
+            if not by_block:
+                yield from self._each(group, self._quality)
+                continue
+            try:
+                assembly = self._assembly(group)
+            except Exception as error:
+                yield from ((case, error) for case in group)
+                continue
+            for start in range(0, len(group), TOGETHER):
+                yield from self._compared(assembly, group[start : start + TOGETHER])
+
+    def answers(self, cases: Iterable[Case], items: int | None, data=None) -> Iterator[Outcome]:
+        """What items of a case's `task` are answered: a row per case, in `right` a + or a - for each item."""
+        for by_block, group in _groups(cases):
+            assembly = None
+            for _, same in groupby(group, key=lambda case: id(case.plan)):  # of one plan, one task after the other
+                same = list(same)
+                try:
+                    if by_block:
+                        assembly = assembly or self._assembly(group)
+                        planned = assembly.as_planned(same[0].plan)
+                    else:
+                        planned = self._compressed(same[0])
+                    with planned as model:
+                        yield from self._each(same, partial(self._answers, model, items=items, data=data))
+                except Exception as error:
+                    yield from ((case, error) for case in same)
+
+    def _answers(self, model, case, items, data):
+        found = lw.answers(model, self.tokenizer, [case.labels["task"]], items, data=data)
+        right = "".join("+" if each else "-" for each in found["correct"])
+        return [{"right": right} | case.sizes(self.shape)]
+
+    def _assembly(self, group: list[Case]):
+        widths = sorted({layer.bits for case in group for layer in case.plan.layers if layer.bits is not None})
+        return lw.Assembly(self.model, widths, group[0].quantizer)
+
+    def _compared(self, assembly, part: list[Case]):
+        began = time.perf_counter()
+        try:
+            loss, kl = assembly.compare([case.plan for case in part], self.test)
+        except Exception as error:
+            yield from ((case, error) for case in part)
+            return
+        seconds = round((time.perf_counter() - began) / len(part), 3)
+        for case, *measured in zip(part, loss, kl, strict=True):
+            yield case, [_row(*measured) | case.sizes(self.shape) | {"seconds": seconds}]
+
+    def _each(self, cases: Iterable, measure: Callable[..., list[dict]]):
+        for case in cases:
+            began = time.perf_counter()
+            try:
+                rows = measure(case)
+            except Exception as error:
+                yield case, error
+                continue
+            seconds = round(time.perf_counter() - began, 3)
+            yield case, [row | {"seconds": seconds} for row in rows]
+
+    def _quality(self, case: Case) -> list[dict]:
+        if self._reference is None:
+            self._reference = evaluation.Reference(self.model, self.test)
+        with self._compressed(case) as model:
+            measured = evaluation.window_differences(model, self._reference, self.test)
+        return [_row(*measured) | case.sizes(self.shape)]
+
+    @contextmanager
+    def _compressed(self, case: Case) -> Iterator[nn.Module]:
+        if case.plan is None:
+            yield self.model
+            return
+        how = {"quantizer": case.quantizer} if case.quantizer is not None else {}
+        if case.shared and case.plan.slices:
+            how["calibration"] = self._dense_bases(case.calibration)
+        yield lw.compress(self.model, case.plan, tokens=case.calibration, **how)
+
+    def _dense_bases(self, tokens):
+        """Bases of the last calibration text: draws come one after the other."""
+        if self._bases is None or not torch.equal(self._bases[0], tokens):
+            self._bases = None  # before the new ones are made: two may not fit
+            self._bases = (tokens, lw.calibrate(self.model, tokens))
+        return self._bases[1]
+
+
+def _groups(cases: Iterable[Case]) -> Iterator[tuple[bool, list[Case]]]:
+    """Cases by quantizer where an assembly does them, and whether that is so."""
+
+    def group(case):
+        return "" if not case.by_block else repr(known(case.quantizer))
+
+    for name, found in groupby(sorted(cases, key=group), key=group):
+        found = list(found)
+        if name:  # neighbours begin alike, so that an assembly runs the beginning once
+            found.sort(key=lambda case: [layer.bits or 99 for layer in case.plan.layers])
+        yield bool(name), found
+
+
+def _by_block(values) -> list[dict]:
+    values = np.asarray(values, dtype=float)
+    if values.ndim == 1:
+        return [{"block": i, "value": float(value)} for i, value in enumerate(values)]
+    windows = ({f"w{j}": float(value) for j, value in enumerate(row)} for row in values)
+    return [{"block": i} | row for i, row in enumerate(windows)]
+
+
+def _row(loss, kl) -> dict:
+    row = {}
+    for name, values in {"loss": loss, "kl": kl}.items():
+        three = [round(float(value), 7) for value in stats.mean(values)]
+        row |= dict(zip([name, f"{name}_low", f"{name}_high"], three, strict=True))
+    return row | {f"w{i}": round(float(value), 6) for i, value in enumerate(loss)}
+
+
+@cache
+def _loaded(path: str) -> tuple:
+    return lw.load(path)
+
+
+def remote(path: str, test: torch.Tensor, how: str, cases: list, settings: Mapping) -> list[Outcome]:
+    """What a worker of an executor does: load the model, which it keeps, and run cases by a method of `Runner`."""
+    return list(getattr(Runner(*_loaded(path), test), how)(cases, **settings))
+
+
+def quantizer(given) -> Callable | None:
+    """The quantizer of a name, such as "rtn", or the function that was given."""
+    return None if given is None else quantizer_of(given)
+
+
+def by_window(rows: pd.DataFrame, value: str = "loss") -> pd.DataFrame:
+    """Rows with columns w0, w1, ... as a row for each window, with the columns `window` and `value`; empty ones go."""
+    windows = [column for column in rows if column[0] == "w" and column[1:].isdigit()]
+    kept = [column for column in rows if column not in {*windows, value}]
+    long = rows[[*kept, *windows]].melt(id_vars=kept, value_vars=windows, var_name="window", value_name=value)
+    long["window"] = long["window"].str[1:].astype(int)
+    return long.dropna(subset=[value]).reset_index(drop=True)

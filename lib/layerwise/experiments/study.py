@@ -1,0 +1,284 @@
+"""What the experiments of a chapter share: models, texts, and results that are known by what was computed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, as_completed
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+import layerwise as lw
+from layerwise.experiments.cases import TOGETHER, Case, Function, Runner, quantizer, remote
+from layerwise.experiments.known import key, known
+from layerwise.experiments.ledger import Ledger, Result, is_clean
+from layerwise.results import provenance
+
+
+class Study:
+    """The models and texts of a chapter, and its results: found where they are known, run where they are missing.
+
+    Parameters
+    ----------
+    chapter : str
+        Its folder in `results/`.
+    models : str or Mapping
+        Names for `lw.load`, separated by commas, or "embedded" for all that the book ships; or models of one's own,
+        {name: (model, tokenizer)}.
+    corpus, length : str, int
+        What `lw.tokens` takes its windows from, and tokens in each.
+    test : int
+        Windows of test text that quality is measured on: the same for both profiles, so that results compare.
+    full : bool
+        Whether to run all that is asked and to put it into `results/`; else what is committed is taken, and only what
+        is quick is run where nothing is known.
+    results, rows : path
+        Where committed tables are, and where what is run here is kept, a file for each result.
+    executor : concurrent.futures.Executor, optional
+        Runs what is missing on its workers, which load the models by their names; else it is run here.
+
+    A result is known by the model's fingerprint and dtype, the plan, the quantizer's settings and code, the texts and
+    the measure (see `known`): an edit of any of these computes it anew, and nothing else does. Names, labels, figures
+    and the text of a chapter are no part of it.
+
+    `models`, `tokenizers`, `shapes` are dicts by the name that tables have, without "embedded/"; `last` is the name of
+    the last model.
+    """
+
+    def __init__(
+        self, chapter: str, models, corpus: str = "world", length: int = 256, test: int = 16, full: bool = False,
+        results="../results", rows="rows", executor: Executor | None = None,
+    ):  # fmt: skip
+        self.chapter, self.corpus, self.length, self.full = chapter, corpus, length, full
+        self.executor = executor
+        self._commits = full and is_clean(provenance())
+        self.ledger = Ledger(results, rows)
+        self.models, self.tokenizers, self.paths = {}, {}, {}
+        for name, path, loaded in _loaded(models):
+            self.models[name], self.tokenizers[name] = loaded
+            self.paths[name] = path
+        if executor is not None and None in self.paths.values():
+            raise ValueError("workers load models by name: give names, not models, with an executor")
+        self.shapes = {name: lw.shape(model) for name, model in self.models.items()}
+        self.last = list(self.models)[-1]
+        self.test_windows = test
+        self._texts: dict = {}
+        self._known: dict = {name: known(model) for name, model in self.models.items()}
+        self._of_text: dict[int, object] = {}
+        self._found: list = []  # of this chapter's committed results, for `recheck`
+        self._scores: dict = {}
+
+    def text(self, model: str, split: str = "calibration", n: int = 32, seed: int = 0, corpus: str | None = None):
+        """Tokens `[n, length]` of the corpus for a model, by its own tokenizer; drawn once."""
+        of = (model, split, n, seed, corpus or self.corpus)
+        if of not in self._texts:
+            tokens = lw.tokens(self.tokenizers[model], of[-1], split, n=n, length=self.length, seed=seed)
+            self._texts[of] = tokens
+        return self._texts[of]
+
+    def test(self, model: str) -> torch.Tensor:
+        """The test text that quality is measured on."""
+        return self.text(model, "test", self.test_windows)
+
+    def values(
+        self, table: str, functions: Mapping[str, Callable], models: Iterable[str] | None = None, split="calibration",
+        n: int = 64, seed: int = 0, corpus: str | None = None, label: str = "score", quick=lambda labels: True,
+    ) -> pd.DataFrame:  # fmt: skip
+        """What functions of `(model, tokens)` give for each block: a row per block, `value` or w0, w1, ... by window.
+
+        A function returns `[L]` or `[L, windows]`, as every score does; its name goes into the column `label`.
+        """
+        asked = []
+        for name in models or self.models:
+            tokens = self.text(name, split, n, seed, corpus)
+            for called, function in functions.items():
+                what = {"model": self._known[name], "function": function, "text": self._hashed(tokens)}
+                asked.append((Function(name, {label: called, "draw": seed}, function, tokens), key(what)))
+        return self._table(table, asked, quick, "values")
+
+    def score(
+        self, model: str, function: Callable, n: int = 64, seed: int = 0, corpus: str | None = None
+    ) -> np.ndarray:
+        """Importance `[L]` of a model's blocks by `function(model, tokens)`, on `n` windows of calibration text.
+
+        The same numbers wherever the book is built: those of `results/` where they are committed, since the last digit
+        may decide which of two blocks goes first.
+        """
+        of = (model, key({"function": function}), n, seed, corpus)
+        if of not in self._scores:
+            found = self.values("scores", {_called(function): function}, [model], "calibration", n, seed, corpus)
+            if found.empty:
+                raise ValueError(f"{_called(function)} gave nothing on {model}: the warning above says why")
+            self._scores[of] = found.sort_values("block")["value"].to_numpy()
+        return self._scores[of]
+
+    def case(self, model: str, plan, by=None, draw: int = 0, n: int = 32, corpus=None, shared=False, **labels) -> Case:
+        """A plan to be measured, by a quantizer (a name or a function), calibrated on a draw of `n` windows."""
+        tokens = self.text(model, "calibration", n, draw, corpus)
+        return Case(model, {"draw": draw} | labels, plan, quantizer(by), tokens, shared)
+
+    def quality(self, table: str, cases: Iterable[Case], quick: Callable[[Mapping], bool] = lambda labels: True):
+        """Every case against the dense model on the test text: its labels, sizes, loss, KL, and w0, w1, ... by window.
+
+        `loss` is the compressed model's minus the dense model's, in nats per token, with 95 % intervals over windows.
+        What isn't known is run if `quick(labels)` or in the full profile. Cases that fail are told in a warning and are
+        missing from the table; what was finished is kept.
+        """
+        asked = []
+        for case in cases:
+            measure = {"measure": "quality", "test": self._hashed(self.test(case.model))}
+            asked.append((case, key(self._what(case) | measure)))
+        return self._table(table, asked, quick, "quality")
+
+    def answers(
+        self, table: str, cases: Iterable[Case], tasks: Iterable[str], items: int | None = None, data=None,
+        quick: Callable[[Mapping], bool] = lambda labels: True,
+    ) -> pd.DataFrame:  # fmt: skip
+        """Every case on tasks of lm-eval: its labels, `task`, and `right`, which has a + or a - for each item."""
+        asked = []
+        for case in cases:
+            for task in tasks:
+                measure = {"measure": "answers", "task": task, "items": items}
+                of_task = replace(case, labels={**case.labels, "task": task})
+                asked.append((of_task, key(self._what(case) | measure)))
+        return self._table(table, asked, quick, "answers", items=items, data=data)
+
+    def recheck(self, count: int = 1, tolerance: float = 1e-3, chosen=lambda labels: True) -> pd.DataFrame:
+        """Run a sample of the committed results again: `count` for each table and model, with how far they are apart.
+
+        The sample is the same at every build, and of those for which `chosen(labels)`. Raises AssertionError where one
+        differs by more than `tolerance`, in nats or whatever its unit is, in any window or block.
+        """
+        rows = []
+        for table, model, found, how, settings in self._found:
+            sample = sorted((each for each in found if chosen(each[0].labels)), key=lambda each: each[1])[:count]
+            for case, name in sample:
+                ((_, new),) = getattr(self._runner(model), how)([case], **settings)
+                if isinstance(new, Exception):
+                    raise new
+                about = {"table": table, "model": model, **case.labels}
+                rows.append(about | {"apart": _apart(new, self.ledger.find(name))})
+        checked = pd.DataFrame(rows, columns=None if rows else ["table", "model", "apart"])
+        if len(wrong := checked[~(checked["apart"] <= tolerance)]):
+            raise AssertionError(f"committed results are not what is computed now:\n{wrong.to_string(index=False)}")
+        return checked
+
+    def _what(self, case):
+        what = {"model": self._known[case.model]} | case.what
+        if "calibration" in what:
+            what["calibration"] = self._hashed(what["calibration"])
+        return what
+
+    def _hashed(self, tokens):
+        """What a text is known by; they are few and kept, so each is hashed once."""
+        if id(tokens) not in self._of_text:
+            self._of_text[id(tokens)] = (known(tokens), tokens)
+        return self._of_text[id(tokens)][0]
+
+    def _runner(self, name: str) -> Runner:
+        return Runner(self.models[name], self.tokenizers[name], self.test(name))
+
+    def _table(self, table: str, asked: list[tuple], quick, how: str, **settings) -> pd.DataFrame:
+        """Rows of all that is asked, in order: what isn't known is run by a method of `Runner`."""
+        results = {name: self._known_result(name) for _, name in asked}
+        wanted = {name: case for case, name in reversed(asked) if self.full or quick(case.labels)}
+        missing = {name: case for name, case in wanted.items() if results[name] is None}
+        for name, rows, origin in self._run(table, missing, how, settings):
+            results[name] = self.ledger.add(name, Result(rows, origin))
+        for model in self.models:
+            there = [(case, name) for case, name in asked if case.model == model and name in self.ledger.committed]
+            self._found.append((table, model, there, how, settings))
+        if left := sum(result is None for name, result in results.items() if name not in wanted):
+            print(f'{table}: {left} results of the full profile aren\'t there; PROFILE = "full" makes them')
+        rows = [
+            {"model": case.model, **case.labels, "key": name} | row
+            for case, name in asked
+            if results[name]
+            for row in results[name].rows
+        ]
+        found = pd.DataFrame(rows)
+        if self.full and len(found):
+            labels = list(dict.fromkeys(label for case, _ in asked for label in case.labels))
+            self.ledger.commit(self.chapter, table, found, labels, {n: r for n, r in results.items() if r})
+        return found
+
+    def _known_result(self, name):
+        found = self.ledger.find(name)
+        # What goes into `results/` has to be made by code that is committed.
+        return None if self._commits and found and not is_clean(found.origin) else found
+
+    def _run(self, table: str, missing: Mapping, how: str, settings: Mapping):
+        """Run what is missing, each finished one handed out at once; a warning tells what failed."""
+        failures = []
+        with tqdm(total=len(missing), desc=table, disable=None if missing else True) as bar:
+            for name, outcome, origin in self._outcomes(missing, how, settings):
+                if isinstance(outcome, Exception):
+                    case = missing[name]
+                    labels = ", ".join(f"{k} {v}" for k, v in {"model": case.model, **case.labels}.items())
+                    failures.append(f"{labels}: {type(outcome).__name__}: {outcome}")
+                else:
+                    yield name, outcome, origin
+                bar.update()
+        if failures:
+            listed = "\n  ".join(failures[:10])
+            warnings.warn(f"{table}: {len(failures)} of {len(missing)} failed:\n  {listed}", stacklevel=4)
+
+    def _outcomes(self, missing, how, settings):
+        origin = provenance() if missing else {}
+        names = {id(case): name for name, case in missing.items()}
+        for model in self.models:
+            todo = [case for case in missing.values() if case.model == model]
+            if todo and self.executor is None:
+                for case, outcome in getattr(self._runner(model), how)(todo, **settings):
+                    yield names[id(case)], outcome, origin
+            elif todo:
+                yield from self._elsewhere(model, todo, names, how, settings, origin)
+
+    def _elsewhere(self, model, todo, names, how, settings, origin):
+        """Outcomes of cases that an executor's workers run, as they are finished."""
+        parts = [todo[i : i + TOGETHER] for i in range(0, len(todo), TOGETHER)]
+        futures = {}
+        try:
+            for part in parts:
+                asked = (self.paths[model], self.test(model), how, part, settings)
+                futures[self.executor.submit(remote, *asked)] = part
+            for future in as_completed(futures):
+                part = futures[future]
+                try:
+                    outcomes = [outcome for _, outcome in future.result()]
+                except Exception as error:  # the worker is gone, or never understood what was asked
+                    outcomes = [error] * len(part)
+                for case, outcome in zip(part, outcomes, strict=True):
+                    yield names[id(case)], outcome, origin
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _loaded(models):
+    if isinstance(models, Mapping):
+        yield from ((name, None, loaded) for name, loaded in models.items())
+        return
+    paths = lw.models.embedded() if models == "embedded" else models.split(",")
+    for path in map(str.strip, paths):
+        yield path.removeprefix("embedded/"), path, lw.load(path)
+
+
+def _called(function) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _apart(new: list[dict], known: Result) -> float:
+    """The largest difference of what was measured by window, block or item."""
+    apart = 0.0
+    for row, before in zip(new, known.rows, strict=True):
+        for name in before:
+            if name == "right":
+                apart = max(apart, np.mean([a != b for a, b in zip(row[name], before[name], strict=True)]))
+            elif name == "value" or (name[0] == "w" and name[1:].isdigit()):
+                apart = max(apart, abs(row[name] - before[name]))
+    return float(apart)

@@ -1,0 +1,225 @@
+"""A study finds what is known, runs what is missing, and commits what code without changes has made."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import layerwise as lw
+import numpy as np
+import pandas as pd
+import pytest
+from layerwise.experiments import study as studies
+from layerwise.experiments.cases import by_window
+from layerwise.quantization import RTN
+
+CLEAN = {"commit": "0" * 40, "dirty": False, "date": "2026-11-30"}
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    """As in a checkout without changes, whatever this one has."""
+    monkeypatch.setattr(studies, "provenance", lambda: dict(CLEAN))
+
+
+@pytest.fixture
+def study(tmp_path):
+    def make(full=False, **more):
+        of = {"length": 32, "test": 3, "results": tmp_path / "results", "rows": tmp_path / "rows"}
+        return lw.Study("bits", "embedded/6L", full=full, **of | more)
+
+    return make
+
+
+def bits(study, score, quantizer="rtn", order="LIM"):
+    shape = study.shapes["6L"]
+    return [
+        study.case("6L", lw.plans.bits(shape, score, k, 4, 2), quantizer, order=order, lowered=k) for k in (0, 3, 6)
+    ]
+
+
+def counted(monkeypatch):
+    """How many cases were run, by the name of what ran them."""
+    ran = []
+    for name in ("quality", "values", "answers"):
+        before = getattr(studies.Runner, name)
+
+        def counting(self, cases, before=before, name=name, **settings):
+            cases = list(cases)
+            ran.extend([name] * len(cases))
+            return before(self, cases, **settings)
+
+        monkeypatch.setattr(studies.Runner, name, counting)
+    return ran
+
+
+def test_quality_is_what_compress_and_compare_give(study):
+    first = study()
+    plans = {
+        "bits": lw.plans.bits(first.shapes["6L"], np.arange(6), 3, 4, 2),
+        "slices": lw.plans.constant_slices(first.shapes["6L"], 0.3),
+        "drop": lw.plans.drop(first.shapes["6L"], np.arange(6), 2),
+    }
+    rows = first.quality("plans", [first.case("6L", plan, "rtn", kind=kind, n=4) for kind, plan in plans.items()])
+    model, test = first.models["6L"], first.test("6L")
+    for row in rows.to_dict("records"):
+        small = lw.compress(model, plans[row["kind"]], tokens=first.text("6L", n=4), quantizer="rtn")
+        expected = lw.compare(small, model, test)
+        assert row["loss"] == pytest.approx(expected.loss, abs=1e-6)
+        assert row["kl_high"] == pytest.approx(expected.kl_high, abs=1e-6)
+        assert row["bytes"] == lw.size(small).bytes
+        assert np.mean([row[f"w{i}"] for i in range(3)]) == pytest.approx(row["loss"], abs=1e-5)
+    dense = first.quality("plans", [first.case("6L", None, kind="dense")])
+    assert dense["loss"].item() == dense["kl"].item() == 0
+    long = by_window(rows)
+    assert list(long["window"].unique()) == [0, 1, 2] and len(long) == 9
+
+
+def test_what_is_known_is_not_run_again_and_labels_decide_nothing(study, monkeypatch):
+    ran = counted(monkeypatch)
+    score = study().score("6L", lw.scores.lim, n=4)
+    first = study()
+    rows = first.quality("orders", bits(first, score))
+    assert ran == ["values", "quality", "quality", "quality"]
+    again = study()
+    assert np.array_equal(again.score("6L", lw.scores.lim, n=4), score)
+    more = again.quality("another", bits(again, score, order="another name"))
+    assert len(ran) == 4
+    assert (more["order"] == "another name").all()
+    pd.testing.assert_frame_equal(more.drop(columns="order"), rows.drop(columns="order"))
+
+
+def test_an_order_more_runs_only_what_is_new(study, monkeypatch):
+    first = study()
+    first.quality("orders", bits(first, np.arange(6)))
+    ran = counted(monkeypatch)
+    second = study()
+    rows = second.quality("orders", bits(second, np.arange(6)) + bits(second, -np.arange(6), order="mine"))
+    assert len(rows) == 6 and len(ran) == 1  # all high and all low are the same plans in any order
+    ran.clear()
+    second.quality("orders", bits(second, np.arange(6), RTN(group=32)))
+    assert len(ran) == 3
+
+
+def test_a_readers_quantizer_is_known_by_its_code(study, monkeypatch, tmp_path):
+    class Mine(RTN):
+        pass
+
+    ran = counted(monkeypatch)
+    first = study()
+    first.quality("orders", bits(first, np.arange(6), Mine()))
+
+    class Mine(RTN):  # noqa: F811 as in a cell that is edited and run again
+        """Another."""
+
+        def matrix(self, weights, bits):
+            return super().matrix(0.9 * weights, bits)
+
+    first.quality("orders", bits(first, np.arange(6), Mine()))
+    assert len(ran) == 6
+
+
+def test_the_quick_profile_runs_what_is_quick_and_says_what_is_left(study, capsys):
+    quick = study()
+    rows = quick.quality("orders", bits(quick, np.arange(6)), quick=lambda labels: labels["lowered"] == 3)
+    assert list(rows["lowered"]) == [3]
+    assert "orders: 2 results of the full profile aren't there" in capsys.readouterr().out
+
+
+def test_the_full_profile_commits_and_the_quick_one_shows_it(study, monkeypatch, tmp_path):
+    full = study(full=True)
+    rows = full.quality("orders", bits(full, np.arange(6)))
+    table = tmp_path / "results" / "bits" / "orders.csv"
+    told = json.loads(table.with_suffix(".json").read_text())
+    assert told["labels"] == ["draw", "order", "lowered"]
+    assert [*told["runs"].values()] == [CLEAN]
+    ran = counted(monkeypatch)
+    shown = study(rows=tmp_path / "elsewhere")
+    found = shown.quality("orders", bits(shown, np.arange(6)), quick=lambda labels: False)
+    assert not ran
+    pd.testing.assert_frame_equal(found, rows, check_dtype=False)
+    checked = shown.recheck(count=2)
+    assert len(checked) == 2 and (checked["apart"] < 1e-5).all()
+
+
+def test_other_orders_of_a_table_stay_when_one_is_made_anew(study, tmp_path):
+    for order, importance in {"a": np.arange(6), "b": -np.arange(6), "a ": None}.items():
+        full = study(full=True)
+        importance = np.arange(6)[::-1] ** 2 if importance is None else importance
+        full.quality("orders", bits(full, importance, order=order.strip()))
+    rows = pd.read_csv(tmp_path / "results" / "bits" / "orders.csv")
+    assert rows["order"].value_counts().to_dict() == {"a": 3, "b": 3}
+
+
+def test_a_committed_result_that_is_wrong_fails(study, tmp_path):
+    full = study(full=True)
+    full.quality("orders", bits(full, np.arange(6)))
+    path = tmp_path / "results" / "bits" / "orders.csv"
+    rows = pd.read_csv(path)
+    rows["w1"] += 0.01
+    rows.to_csv(path, index=False)
+    shown = study(rows=tmp_path / "elsewhere")
+    shown.quality("orders", bits(shown, np.arange(6)))
+    with pytest.raises(AssertionError, match="committed results are not what is computed now"):
+        shown.recheck()
+
+
+def test_changed_code_commits_nothing(study, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(studies, "provenance", lambda: CLEAN | {"dirty": True})
+    full = study(full=True)
+    full.quality("orders", bits(full, np.arange(6)))
+    assert not (tmp_path / "results").exists()
+    assert "commit them and run again" in capsys.readouterr().out
+    monkeypatch.setattr(studies, "provenance", lambda: dict(CLEAN))
+    ran = counted(monkeypatch)
+    full = study(full=True)  # makes them anew, from code that has a commit
+    full.quality("orders", bits(full, np.arange(6)))
+    assert len(ran) == 3 and (tmp_path / "results" / "bits" / "orders.csv").exists()
+
+
+def test_what_fails_is_told_and_the_others_are_kept(study):
+    def refuses(model, bits, tokens=None):
+        if 2 in bits:
+            raise ValueError("not below 4 bits")
+        return lw.quantization.RTN()(model, bits)
+
+    one = study()
+    with pytest.warns(UserWarning, match="(?s)orders: 2 of 3 failed.*lowered 3: ValueError: not below 4 bits"):
+        rows = one.quality("orders", bits(one, np.arange(6), refuses))
+    assert list(rows["lowered"]) == [0]
+
+
+def test_values_by_block_and_by_window(study):
+    def by_window_of(model, tokens):
+        return np.arange(12).reshape(6, 2)
+
+    one = study()
+    rows = one.values("scores", {"ZD": lw.scores.zd, "mine": by_window_of}, n=2)
+    assert rows["value"].notna().sum() == 6
+    assert rows[rows["score"] == "mine"]["w1"].tolist() == [1, 3, 5, 7, 9, 11]
+    assert np.allclose(one.score("6L", lw.scores.zd, n=2), lw.scores.zd(one.models["6L"]))
+
+
+def test_answers_one_row_a_task(study):
+    one = study()
+    plan = lw.plans.bits(one.shapes["6L"], np.arange(6), 6, 4, 2)
+    cases = [one.case("6L", None, order="dense"), one.case("6L", plan, "rtn", order="LIM")]
+    rows = one.answers("answers", cases, ["world_uses", "world_people"], 6)
+    assert rows["right"].str.len().tolist() == [6] * 4
+    expected = lw.answers(one.models["6L"], one.tokenizers["6L"], ["world_uses"], 6)["correct"]
+    assert [each == "+" for each in rows["right"][0]] == expected.astype(bool).tolist()
+
+
+def test_an_executor_gives_the_same(study, tmp_path):
+    here = study()
+    expected = here.quality("orders", bits(here, np.arange(6)))
+    with ThreadPoolExecutor(1) as executor:
+        there = study(executor=executor, rows=tmp_path / "elsewhere")
+        found = there.quality("orders", bits(there, np.arange(6)))
+    pd.testing.assert_frame_equal(found.drop(columns="seconds"), expected.drop(columns="seconds"))
+
+
+def test_models_of_ones_own(study, tmp_path):
+    loaded = lw.load("embedded/6L")
+    own = lw.Study("bits", {"mine": loaded}, length=32, test=2, results=tmp_path / "results", rows=tmp_path / "rows")
+    assert own.last == "mine" and own.quality("t", [own.case("mine", None)])["model"].item() == "mine"
+    with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="give names"):
+        lw.Study("bits", {"mine": loaded}, executor=executor)
