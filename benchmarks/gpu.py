@@ -23,8 +23,9 @@ import layerwise as lw
 import numpy as np
 import pandas as pd
 import torch
-from layerwise import passes, results
-from layerwise.structure import blocks
+from layerwise import results
+from layerwise.backbone import passes
+from layerwise.backbone.structure import blocks
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 ROOT = Path(__file__).parent.parent

@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 from layerwise import evaluation, results
-from layerwise.assembly import share_run
+from layerwise.experiments.assembly import share_run
 from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).parent.parent

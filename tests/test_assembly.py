@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, logits, random_tokens, slices, tiny
-from layerwise.assembly import share_run
+from layerwise.backbone.structure import blocks
+from layerwise.experiments.assembly import share_run
 from layerwise.quantization import RTN
-from layerwise.structure import blocks
 
 TOKENS = random_tokens(5, 12)
 

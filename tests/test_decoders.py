@@ -8,11 +8,11 @@ import pytest
 import torch
 from families import DECODERS, GROUPED, MIXTURES, config, logits, random_tokens, tiny
 from layerwise import damage
-from layerwise.architectures import UnsupportedArchitecture
-from layerwise.passes import entering
+from layerwise.backbone.architectures import UnsupportedArchitecture
+from layerwise.backbone.passes import entering
+from layerwise.backbone.structure import blocks, blocks_path, check_decoder, experts, linears, matrix
 from layerwise.plans import Layer, Plan
 from layerwise.quantization import HQQ, Outliers, quantizer
-from layerwise.structure import blocks, blocks_path, check_decoder, experts, linears, matrix
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM

@@ -9,9 +9,11 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from families import random_tokens, tiny
-from layerwise import damage, devices, evaluation, footprint, models, results, scores, world
-from layerwise.architectures import architecture
-from layerwise.structure import blocks
+from layerwise import damage, evaluation, models, results, scores, world
+from layerwise.backbone import devices
+from layerwise.backbone.architectures import architecture
+from layerwise.backbone.structure import blocks
+from layerwise.evaluation import footprint
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 

@@ -8,7 +8,9 @@ import psutil
 import pytest
 import torch
 from families import CUT, FAMILIES, random_tokens, sliced, tiny
-from layerwise import damage, devices, evaluation, passes, predictions, timing
+from layerwise import damage, evaluation
+from layerwise.backbone import devices, passes
+from layerwise.evaluation import predictions, timing
 
 TOKENS = random_tokens(5, 24)
 

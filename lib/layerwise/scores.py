@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise import devices, passes, stats
-from layerwise.corpora import check_mask, check_text
-from layerwise.structure import blocks, evaluating, experts, is_sliced, linears, text_config
+from layerwise import stats
+from layerwise.backbone import devices, passes
+from layerwise.backbone.structure import blocks, evaluating, experts, is_sliced, linears, text_config
+from layerwise.text.corpora import check_mask, check_text
 
 GROUPS = 8  # into which `measure` splits the windows for a score that it can't look into
 

@@ -6,7 +6,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from layerwise.results import add_rows
+from layerwise.experiments.results import add_rows
 
 from .build import BuildError, build, named_figures
 from .check import check

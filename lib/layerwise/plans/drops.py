@@ -10,7 +10,7 @@ from layerwise.plans.plan import Layer, Plan, whole
 from layerwise.plans.slices import finite
 
 if TYPE_CHECKING:
-    from layerwise.shapes import Shape
+    from layerwise.backbone.shapes import Shape
 
 
 def drop(shape: Shape, importance, k: int) -> Plan:

@@ -11,7 +11,7 @@ from layerwise.plans.plan import Layer, Plan, whole
 from layerwise.plans.slices import finite, share
 
 if TYPE_CHECKING:
-    from layerwise.shapes import Shape
+    from layerwise.backbone.shapes import Shape
 
 
 def bits(

@@ -20,7 +20,7 @@ import numpy as np
 from layerwise.plans.storage import Grouped, Stored, tables
 
 if TYPE_CHECKING:
-    from layerwise.shapes import Shape
+    from layerwise.backbone.shapes import Shape
 
 FIELDS = ("keep", "width", "bits", "outliers")
 

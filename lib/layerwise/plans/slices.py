@@ -15,7 +15,7 @@ import numpy as np
 from layerwise.plans.plan import Layer, Plan
 
 if TYPE_CHECKING:
-    from layerwise.shapes import Shape
+    from layerwise.backbone.shapes import Shape
 
 Budget = Literal["width", "parameters", "bytes"]
 _SIZES: dict[str, Callable[[Plan, Shape], int]] = {

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise.devices import check_present, finite
+from layerwise.backbone.devices import check_present, finite
+from layerwise.backbone.structure import blocks, experts, linears, matrix
 from layerwise.quantization.packed import PackedLinear, Quantized
-from layerwise.structure import blocks, experts, linears, matrix
 
 
 class Blockwise(ABC):

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from layerwise.backbone.structure import Conv1D, matrix, untie_what_differs
 from layerwise.quantization.packed import (
     STATISTIC_GROUP,
     Outlying,
@@ -25,7 +26,6 @@ from layerwise.quantization.packed import (
     SparseLinear,
     packed,
 )
-from layerwise.structure import Conv1D, matrix, untie_what_differs
 
 METHOD = "layerwise"
 FORMAT = 1

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from layerwise.corpora import check_text
+from layerwise.backbone.structure import blocks, blocks_path, linears
 from layerwise.quantization.blockwise import check, check_matrices, whole_groups
 from layerwise.quantization.packages import needs
-from layerwise.structure import blocks, blocks_path, linears
+from layerwise.text.corpora import check_text
 
 BATCH = 8  # windows that are calibrated at a time
 

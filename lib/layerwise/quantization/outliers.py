@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise.corpora import check_text
-from layerwise.devices import entrance
-from layerwise.passes import entering
+from layerwise.backbone.devices import entrance
+from layerwise.backbone.passes import entering
+from layerwise.backbone.structure import blocks, evaluating, linears, matrix, written
 from layerwise.quantization.blockwise import check, check_matrices
 from layerwise.quantization.packed import STATISTIC_BITS, STATISTIC_GROUP, packed_bytes
 from layerwise.quantization.rounding import gain, inverse_factor, rounded
-from layerwise.structure import blocks, evaluating, linears, matrix, written
+from layerwise.text.corpora import check_text
 
 BATCH = 8  # windows that are run at a time
 MOST = 2**16 - 1  # columns that indices and counts of 16 bits reach to

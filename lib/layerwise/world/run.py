@@ -12,7 +12,8 @@ import torch
 from torch import distributed
 from torch.nn import functional as F
 
-from ..results import provenance
+from layerwise.provenance import provenance
+
 from .checkpoint import load_checkpoint, save_checkpoint, write
 from .data import rows
 from .recipes import Recipe, build, learning_rate, optimizers
