@@ -93,7 +93,7 @@ def forward(model, tokens, batch: int = 4) -> None:
     """One pass over all tokens, without the head."""
     with torch.inference_mode():
         for part in tokens.split(batch):
-            passes.run(model, part)
+            passes.run_trunk(model, part)
 
 
 def measured(name: str, options, card: Card, record) -> None:

@@ -207,7 +207,7 @@ def test_a_tensor_that_is_missing_is_named(tmp_path, monkeypatch):
 
 def test_a_file_that_there_is_no_room_for_is_not_read(tmp_path, no_reading, monkeypatch):
     path = write(tmp_path / "model.gguf", llama())
-    monkeypatch.setattr(devices, "free", lambda device: 1000)
+    monkeypatch.setattr(devices, "free_memory", lambda device: 1000)
     with pytest.raises(MemoryError, match='a GGUF file is read whole: load it with device="cpu"'):
         lw.load(path)
 

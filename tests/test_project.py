@@ -266,6 +266,23 @@ def test_rooms_import_only_from_rooms_above_them():
     assert not wrong and len(found) > 20
 
 
+# One name for two functions, on purpose.
+ALIKE = {
+    "main": "the entry of each program",
+    "shares": "the figure has the name of the claims' table that it draws",
+    "summary": "chapters with committed rows call both, of damage and of verdicts, by their rooms",
+}
+
+
+def test_public_functions_are_found_by_their_name():
+    places = {}
+    for path in (ROOT / "lib" / "layerwise").rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name[0] != "_":
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name for name, files in places.items() if len(files) > 1} == set(ALIKE)
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_files_that_a_front_page_links_to_exist(page):
     targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text())

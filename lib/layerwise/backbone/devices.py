@@ -32,16 +32,16 @@ def accelerator() -> str:
 def limits(weights: float, device: torch.device) -> dict[int | str, int] | None:
     """Bytes that weights may take on each device, by accelerate's names, if `device` has no room for `weights` bytes;
     None if it has."""
-    if weights <= FITS * free(device):
+    if weights <= FITS * free_memory(device):
         return None
     gc.collect()  # models that were spread before refer to themselves, and are not gone until now
     getattr(torch.get_device_module(device), "empty_cache", lambda: None)()
-    if weights <= FITS * free(device):
+    if weights <= FITS * free_memory(device):
         return None
     return {place: int(SPREAD * room) for place, room in get_max_memory().items()}
 
 
-def free(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
     """Bytes that can be had on a device."""
     own = torch.get_device_module(device)
     if not hasattr(own, "mem_get_info"):
@@ -49,7 +49,7 @@ def free(device: torch.device) -> int:
     return own.mem_get_info(device)[0] + own.memory_reserved(device) - own.memory_allocated(device)
 
 
-def places(model: nn.Module, paths: list[str]) -> str:
+def placement(model: nn.Module, paths: list[str]) -> str:
     """Where accelerate has put these modules of a model that was spread, in words: "20 on cuda:0, 12 on cpu"."""
     everywhere = {"": str(entrance(model))}  # if accelerate found that one device has room after all
     found, kind = getattr(model, "hf_device_map", everywhere), accelerator()
@@ -95,7 +95,7 @@ def check_present(model: nn.Module) -> None:
         raise ValueError("the model's weights are on the meta device, where they have no values: load the model")
 
 
-def finite(weights: Tensor) -> bool:
+def all_finite(weights: Tensor) -> bool:
     """Whether there is no NaN and no infinity among weights; their extremes show it in one reading, without a copy."""
     return not weights.numel() or bool(torch.stack(torch.aminmax(weights)).isfinite().all())
 

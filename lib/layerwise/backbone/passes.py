@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 from layerwise.backbone import architectures, devices, structure
 
 
-def run(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> ModelOutput:
+def run_trunk(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> ModelOutput:
     """Run the model without its head on tokens `[n, length]`; where `keep` of that shape is False there is padding.
 
     Returns what the head reads: `last_hidden_state` `[n, length, D]` of it, after the final norm.
@@ -39,7 +39,7 @@ class Head:
         self.token = torch.zeros(1, 1, dtype=torch.long, device=devices.entrance(model))  # not looked at
 
     def __call__(self, read: ModelOutput, states: Tensor) -> Tensor:
-        """Logits of `states` `[m, D]`, some of those in `read`, which `run` gave: `[m, V]` in the model's dtype."""
+        """Logits of `states` `[m, D]`, some of those in `read`, which `run_trunk` gave: `[m, V]` in its dtype."""
         given = replace(read, last_hidden_state=states[None])
         with structure.forwards(self.passed_by, [lambda *args, **kwargs: given] * len(self.passed_by)):
             return self.model(input_ids=self.token, use_cache=False).logits[0]
@@ -68,7 +68,7 @@ def entering(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> tu
     )
     stand_ins = [*map(stand_in, each), *[lambda hidden: hidden for _ in passed_by]]
     with structure.forwards([*each, *passed_by], stand_ins):
-        run(model, tokens, keep)
+        run_trunk(model, tokens, keep)
     return states[0], arguments
 
 
@@ -78,7 +78,7 @@ def in_tuples(model: nn.Module) -> bool:
     handle = structure.blocks(model)[0].register_forward_hook(lambda *given: found.append(isinstance(given[-1], tuple)))
     try:
         with torch.inference_mode():
-            run(model, torch.zeros(1, 1, dtype=torch.long, device=devices.entrance(model)))
+            run_trunk(model, torch.zeros(1, 1, dtype=torch.long, device=devices.entrance(model)))
     finally:
         handle.remove()
     return found[0]
@@ -123,7 +123,7 @@ class Passes:
         forwards = [lambda ignored, *args, **kwargs: self.give(ignored)] * start
         forwards += [self._stand_in(i, module, i == start > 0, keep) for i, module in enumerate(stand_ins, start)]
         with structure.forwards(self.blocks[: len(forwards)], forwards):
-            return run(self.model, self.tokens.to(devices.entrance(self.model)))
+            return run_trunk(self.model, self.tokens.to(devices.entrance(self.model)))
 
     def _stand_in(self, i: int, module: Callable, remembered: bool, keep: bool) -> Callable:
         # Looked up now: while the pass runs, what the model's own block is asked for is this stand-in.

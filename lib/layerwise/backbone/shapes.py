@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from layerwise.backbone.architectures import Architecture, UnsupportedArchitecture, architecture
-from layerwise.backbone.structure import blocks, linears, matrix, text_config, tied
+from layerwise.backbone.structure import blocks, linears, text_config, tied, weight_matrix
 
 
 class Matrix(NamedTuple):
@@ -115,7 +115,7 @@ def shape(model) -> Shape:
 
 
 def _matrices(block: nn.Module, streams: dict[str, str]) -> tuple[Matrix, ...]:
-    return tuple(Matrix(*matrix(linear).shape, streams.get(path)) for path, linear in linears(block).items())
+    return tuple(Matrix(*weight_matrix(linear).shape, streams.get(path)) for path, linear in linears(block).items())
 
 
 def _streams(found: Architecture) -> dict[str, str]:

@@ -201,9 +201,9 @@ def written(output) -> Tensor:
 def linears(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
     """All linear layers of a block by their path in it, in the order of the modules, but for those that slicing added.
 
-    Their weights are read by `matrix`. The routers of a mixture of experts are left out: they choose, and nothing that
-    they compute enters the stream. The shortcuts of a sliced block are its residual path, which is neither scored nor
-    quantized. Raises ValueError for a block without linear layers: its weights have few bits already.
+    Their weights are read by `weight_matrix`. The routers of a mixture of experts are left out: they choose, and nothing
+    that they compute enters the stream. The shortcuts of a sliced block are its residual path, which is neither scored
+    nor quantized. Raises ValueError for a block without linear layers: its weights have few bits already.
     """
     found = {name: module for name, module in block.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
     found = {name: linear for name, linear in found.items() if not name.startswith("shortcuts.")}
@@ -215,7 +215,7 @@ def linears(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
     return found
 
 
-def matrix(linear: nn.Linear | Conv1D) -> Tensor:
+def weight_matrix(linear: nn.Linear | Conv1D) -> Tensor:
     """The weights of a linear layer as `[out, in]`, sharing memory with the layer: GPT-2's Conv1D has `[in, out]`."""
     return linear.weight.T if isinstance(linear, Conv1D) else linear.weight
 

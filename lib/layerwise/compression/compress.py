@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from layerwise.backbone.architectures import architecture
 from layerwise.backbone.devices import check_present
-from layerwise.backbone.structure import blocks, evaluating, linears, matrix, text_config, tied
+from layerwise.backbone.structure import blocks, evaluating, linears, text_config, tied, weight_matrix
 from layerwise.compression import slicing
 from layerwise.compression.pruning import remove_blocks
 from layerwise.plans import Layer, Plan
 from layerwise.quantization import packed
 from layerwise.quantization import quantizer as by_name
-from layerwise.quantization.blockwise import check, each_block
+from layerwise.quantization.blockwise import check_bits, each_block
 from layerwise.quantization.gptq import compressed
 from layerwise.text.corpora import check_text
 
@@ -87,7 +87,7 @@ def _check_slicing(model, plan, tokens, calibration, mask, batch, inplace) -> No
             raise ValueError("sequential calibration needs tokens: give tokens=lw.tokens(...), or calibration=bases")
         if removed:  # else it is checked, and warned of, when slicing begins
             with warnings.catch_warnings(action="ignore"):
-                slicing.check(model, tokens, mask, batch)
+                slicing.check_calibration(model, tokens, mask, batch)
         return
     if calibration.source() is not model:
         raise ValueError("the bases were taken from another model than the one to compress: calibrate this one")
@@ -114,7 +114,7 @@ def check_quantizer(model, quantizer, plan, tokens, mask) -> Callable | None:
     if packed(model) or compressed(model).bytes:
         raise ValueError("the model's weights have few bits already: compress the dense model, by a plan that says all")
     if hasattr(quantizer, "widths"):
-        check(quantizer, model, [layer.bits if layer.keep else None for layer in plan.layers])
+        check_bits(quantizer, model, [layer.bits if layer.keep else None for layer in plan.layers])
     if mask is not None and getattr(quantizer, "needs_tokens", False):
         raise ValueError(f"{name} can't leave padding out: give it windows without padding, and no mask")
     if getattr(quantizer, "needs_tokens", False) and tokens is None:
@@ -145,7 +145,7 @@ def _check_columns(model, quantizer, name: str, plan: Plan) -> None:
     for i, width in zip(kept, plan.stream, strict=False):
         for path, linear in linears(blocks(model)[i]).items() if plan.layers[i].bits else ():
             try:
-                quantizer.check_columns(width if path in reads else matrix(linear).shape[1])
+                quantizer.check_columns(width if path in reads else weight_matrix(linear).shape[1])
             except ValueError as error:
                 hint = _multiple_hint(quantizer, plan.width) if path in reads else ""
                 raise ValueError(f"{name}, block {i}, {path}: {error}{hint}") from error

@@ -74,7 +74,7 @@ def embed(dense, small, paths: Sequence[str], basis: Tensor) -> None:
             put(new, "weight", _wide(weight) @ _like(basis, weight), weight)
 
 
-def read(dense, small, norm: str, paths: Sequence[str], basis: Tensor) -> None:
+def read_stream(dense, small, norm: str, paths: Sequence[str], basis: Tensor) -> None:
     """Linear layers at `paths` that read the stream in `basis` `[D, w]`, without the scale and shift of `norm`.
 
     If the norm of `small` has an exit, they read it through that, `diag(scale) basis`, and have weights as in `dense`.
@@ -94,7 +94,7 @@ def read(dense, small, norm: str, paths: Sequence[str], basis: Tensor) -> None:
             put(new, "bias", bias.clone() if shift is None else bias + weight @ _like(shift, weight), old.weight)
 
 
-def write(dense, small, paths: Sequence[str], basis: Tensor) -> None:
+def write_stream(dense, small, paths: Sequence[str], basis: Tensor) -> None:
     """Linear layers at `paths` that write the stream in `basis` `[D, w]`."""
     for path in paths:
         old, new = dense.get_submodule(path), small.get_submodule(path)
@@ -116,7 +116,7 @@ def lend(dense, small, step: Step, shortcut: nn.Linear, basis: Tensor) -> None:
     put(shortcut, "weight", basis, dense.get_submodule(step.writes[0]).weight)
 
 
-def keep(dense, small, touched: Sequence[str], share: bool) -> None:
+def keep_untouched(dense, small, touched: Sequence[str], share: bool) -> None:
     """Take over the parameters that no basis touches, copied unless `share`: all but those of modules at `touched`."""
     given = dict(dense.named_parameters(remove_duplicate=False))
     for name, _ in list(small.named_parameters()):
@@ -132,7 +132,7 @@ def keep_buffers(dense, small) -> None:
             small.set_submodule(name, copy.deepcopy(module))
 
 
-def free(module: nn.Module) -> None:
+def free_weights(module: nn.Module) -> None:
     """Let go of the weights of a module; what shares their memory keeps it."""
     for parameter in module.parameters():
         parameter.data = parameter.new_empty(0)

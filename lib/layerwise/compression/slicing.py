@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from layerwise.backbone import passes
 from layerwise.backbone.architectures import architecture
-from layerwise.backbone.devices import check_present, entrance, finite
+from layerwise.backbone.devices import all_finite, check_present, entrance
 from layerwise.backbone.structure import blocks, evaluating, is_sliced
 from layerwise.compression import rotation
 from layerwise.compression.rotation import Gram
@@ -60,7 +60,7 @@ def calibrate(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8)
     weights, and hidden states that are, naming the block, and UnsupportedArchitecture, which says why. Warns if there
     are fewer tokens than `D`.
     """
-    check(model, tokens, mask, batch)
+    check_calibration(model, tokens, mask, batch)
     table = architecture(model)
     places = [block.get_submodule(step.norm) for block in blocks(model) for step in table.steps]
     places.append(model.get_submodule(table.final_norm))
@@ -75,7 +75,7 @@ def calibrate(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8)
         try:
             handles += [norm.register_forward_pre_hook(watch(gram)) for norm, gram in zip(places, grams, strict=True)]
             for part, keep in _parts(model, tokens, mask, batch):
-                passes.run(model, part, keep)
+                passes.run_trunk(model, part, keep)
         finally:
             for handle in handles:
                 handle.remove()
@@ -99,10 +99,10 @@ def truncate(bases: Bases, plan: Plan) -> nn.Module:
         table = architecture(full)
         basis, width = bases.head[:, : plan.head], plan.stream[-2]
         before, after, step = blocks(full)[-1], blocks(small)[-1], table.steps[-1]
-        rotation.write(before, after, step.writes, basis)
+        rotation.write_stream(before, after, step.writes, basis)
         shortcut = before.shortcuts[-1].weight
         rotation.put(after.shortcuts[-1], "weight", basis.T.to(shortcut) @ shortcut[:, :width], shortcut)
-        rotation.read(full, small, table.final_norm, [table.head], basis)
+        rotation.read_stream(full, small, table.final_norm, [table.head], basis)
     if full.config.entrance and not small.config.entrance:
         path, entrance = architecture(full).embeddings[0], full.get_input_embeddings().entrance
         rotation.embed(full, small, [path], entrance.weight.T[:, : plan.stream[0]])
@@ -123,12 +123,12 @@ def slice_model(
     as it is sliced, so that both together take little more than the larger; `model` can't be used afterwards, nor if
     this is interrupted.
     """
-    check(model, tokens, mask, batch)
+    check_calibration(model, tokens, mask, batch)
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         return slice_by(model, plan, Sequential(model, tokens, mask, batch), inplace)
 
 
-def check(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8, loaded: bool = True) -> None:
+def check_calibration(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8, loaded: bool = True) -> None:
     """Raise, before any work, if `model` can't be sliced on `tokens`; warn if they are few. Its weights are looked at
     if they are `loaded`."""
     architecture(model)
@@ -141,7 +141,7 @@ def check(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8, loa
     if loaded:
         check_present(model)
     for name, weights in model.named_parameters() if loaded else ():  # no activation shows all of them
-        if not finite(weights):
+        if not all_finite(weights):
             raise ValueError(f"the weights {name} hold NaN or infinity: get the checkpoint anew")
     count, D = tokens.numel() if mask is None else int(mask.sum()), model.config.hidden_size
     if count < D:
@@ -213,25 +213,25 @@ def slice_by(
         with visit(i, dense, block):
             end = table.steps[-1] if i + 1 == len(pairs) and not plan.head else None
             rotated = [path for step in table.steps for path in step.reads + (step.writes if step is not end else ())]
-            rotation.keep(dense, block, rotated, share=inplace)
+            rotation.keep_untouched(dense, block, rotated, share=inplace)
             for step, shortcut in zip(table.steps, block.shortcuts, strict=True):
-                rotation.read(dense, block, step.norm, step.reads, basis)
+                rotation.read_stream(dense, block, step.norm, step.reads, basis)
                 like = dense.get_submodule(step.writes[0]).weight
                 if step is end:
                     rotation.put(shortcut, "weight", basis, like)
                     break
                 before, width = basis, stream[i + 1] if step.mlp else stream[i]
                 basis = bases.after(i, dense, block, step, shortcut, before)[:, :width]
-                rotation.write(dense, block, step.writes, basis)
+                rotation.write_stream(dense, block, step.writes, basis)
                 rotation.pass_on(shortcut, before, basis, like)
             if inplace:
-                rotation.free(dense)
+                rotation.free_weights(dense)
     rotation.embed(model, small, table.embeddings, entering)  # here, where blocks that were freed have made room
     rotated = [table.blocks, *(table.embeddings[1:] if small.config.entrance else table.embeddings)]
     if plan.head:
-        rotation.read(model, small, table.final_norm, [table.head], basis)
+        rotation.read_stream(model, small, table.final_norm, [table.head], basis)
         rotated += [table.final_norm, table.head]
-    rotation.keep(model, small, rotated, share=inplace)
+    rotation.keep_untouched(model, small, rotated, share=inplace)
     return _dress(model, small)
 
 

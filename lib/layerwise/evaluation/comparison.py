@@ -77,14 +77,14 @@ class Reference:
     """
 
     def __init__(self, model: nn.Module, tokens: Tensor, batch: int = 8):
-        check(model, tokens)
+        check_windows(model, tokens)
         self.model, self.tokens, self.bytes = model, tokens.clone(), 0
         self.windows: list[predictions.Window] = []
         head, room = passes.Head(model), predictions.room(model)
         with torch.inference_mode(), structure.evaluating(model):
             for part in _batches(tokens, batch, "reference"):
                 new = _predicted(head, part)
-                self.bytes += predictions.keep(new, room - self.bytes)
+                self.bytes += predictions.keep_logits(new, room - self.bytes)
                 self.windows += new
 
 
@@ -107,9 +107,9 @@ def window_differences(
     """What `compare` averages, for each window of `tokens` `[n, length]`: (loss, KL), float64 `[n]` each."""
     known = b if isinstance(b, Reference) else None
     b = b if known is None else known.model
-    check(a, tokens)
+    check_windows(a, tokens)
     if known is None and b is not a:  # a reference was checked when it was made
-        check(b, tokens)
+        check_windows(b, tokens)
     words = [text_config(model).vocab_size for model in (a, b)]
     if words[0] != words[1]:
         sizes = f"{words[0]} and {words[1]}"
@@ -128,7 +128,7 @@ def window_differences(
 
 def window_losses(model: nn.Module, tokens: Tensor, batch: int = 8) -> Tensor:
     """Mean loss of each window in nats per predicted token, `[n, length] -> float64 [n]`."""
-    check(model, tokens)
+    check_windows(model, tokens)
     head = passes.Head(model)
     with torch.inference_mode(), structure.evaluating(model):
         found = [predictions.losses(_predicted(head, part), part) for part in _batches(tokens, batch, "perplexity")]
@@ -155,7 +155,7 @@ def _stored_bytes(tensor, model):
     return noted.itemsize if noted and computed else tensor.element_size()
 
 
-def check(model: nn.Module, tokens: Tensor) -> None:
+def check_windows(model: nn.Module, tokens: Tensor) -> None:
     """Raise unless `tokens` is `[n, length]` with something to predict, all in the model's vocabulary and positions."""
     check_text(model, tokens)
     if tokens.shape[1] < 2:
@@ -169,4 +169,4 @@ def _batches(tokens: Tensor, batch: int, label: str) -> Iterator[Tensor]:
 
 def _predicted(head: passes.Head, tokens: Tensor) -> list[predictions.Window]:
     """What a model predicts on a batch of `tokens` `[n, length]`, window by window."""
-    return predictions.windows(head, passes.run(head.model, tokens.to(entrance(head.model))))
+    return predictions.windows(head, passes.run_trunk(head.model, tokens.to(entrance(head.model))))

@@ -19,7 +19,7 @@ from layerwise.backbone import devices, structure
 from layerwise.backbone.passes import Head, Passes, in_tuples
 from layerwise.evaluation import comparison, predictions
 from layerwise.quantization import RTN
-from layerwise.quantization.blockwise import check
+from layerwise.quantization.blockwise import check_bits
 from layerwise.quantization.packed import dequantized
 
 KINDS = ("removed", "4 bits", "2 bits")
@@ -63,7 +63,7 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
         for start, part in zip(range(0, len(tokens), batch), parts, strict=True):
             passes = Passes(model, part)
             dense = predictions.windows(head, passes.run(0, blocks))
-            predictions.keep(dense, predictions.room(model))
+            predictions.keep_logits(dense, predictions.room(model))
             for i, block in enumerate(blocks):
                 for label, make in makers.items():
                     damaged = predictions.windows(head, passes.run(i, [make(block)], keep=False))
@@ -135,7 +135,7 @@ def _check(model, tokens):
             "in a sliced model a block can't hand on what it gets, which is in another basis than the next one reads: "
             "measure the damage to the dense model"
         )
-    comparison.check(model, tokens)
+    comparison.check_windows(model, tokens)
 
 
 class _Removed(nn.Module):
@@ -167,12 +167,12 @@ def _maker(kind, model):
             f"unknown kind of damage {kind!r}: use 'removed', 'N bits' with N from 1 to 8, or a function that gets a "
             "copy of a block and returns what stands in for it"
         )
-    check(RTN(), model, [int(bits[1])] * len(structure.blocks(model)))
+    check_bits(RTN(), model, [int(bits[1])] * len(structure.blocks(model)))
     return lambda block: _round_linears(copy.deepcopy(block), int(bits[1]))
 
 
 def _round_linears(block, bits):
     for linear in structure.linears(block).values():
-        weights = structure.matrix(linear).data
+        weights = structure.weight_matrix(linear).data
         weights.copy_(dequantized(RTN().matrix(weights.float(), bits)))
     return block

@@ -123,7 +123,7 @@ def _told(config, dtype, plan, quantizer, size, batch, inplace) -> Memory:
 def _evaluate(model, tokens: Tensor) -> None:
     """What `evaluation.window_losses` does with a batch: it looks at one window at a time, so the first will do."""
     with torch.inference_mode():
-        windows = predictions.windows(passes.Head(model), passes.run(model, tokens))
+        windows = predictions.windows(passes.Head(model), passes.run_trunk(model, tokens))
         predictions.losses(windows[:1], tokens[:1])
 
 

@@ -65,10 +65,10 @@ def windows(head: Head, read: ModelOutput) -> list[Window]:
 
 def room(model) -> int:
     """Bytes that kept logits of a model may take."""
-    return int(KEPT * devices.free(devices.entrance(model)))
+    return int(KEPT * devices.free_memory(devices.entrance(model)))
 
 
-def keep(each: Sequence[Window], room: int) -> int:
+def keep_logits(each: Sequence[Window], room: int) -> int:
     """Keep the logits of windows, one after the other, while they take no more than `room` bytes together; returns what
     they take."""
     taken = 0

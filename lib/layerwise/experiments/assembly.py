@@ -20,7 +20,7 @@ from layerwise.compression.compress import check_fits
 from layerwise.evaluation import comparison, predictions
 from layerwise.plans import Plan
 from layerwise.quantization import packed, quantizer
-from layerwise.quantization.blockwise import check, each_block
+from layerwise.quantization.blockwise import check_bits, each_block
 
 
 class Assembly:
@@ -42,7 +42,7 @@ class Assembly:
         with structure.evaluating(model):
             for bits in dict.fromkeys(widths):
                 if hasattr(self.quantizer, "widths"):
-                    check(self.quantizer, model, [bits] * len(own))
+                    check_bits(self.quantizer, model, [bits] * len(own))
                 done = each_block(self.quantizer, model, [bits] * len(own), copies=True)
                 self.blocks[bits] = [_unpacked(block, dense) for block, dense in zip(done, own, strict=True)]
 
@@ -53,7 +53,7 @@ class Assembly:
         once, and of plans that begin alike the beginning is run once. One batch of the dense model's logits is kept if
         they take no more than half of the memory that is free.
         """
-        comparison.check(self.model, tokens)
+        comparison.check_windows(self.model, tokens)
         choices = [self._choice(plan) for plan in plans]
         order = _neighbours(choices)
         parts, head = tokens.split(batch), Head(self.model)
@@ -66,7 +66,7 @@ class Assembly:
             for part in parts:
                 passes, before = Passes(self.model, part), (None,) * len(self.blocks[None])
                 dense = planned = predictions.windows(head, passes.run(0, self._modules(before)))
-                predictions.keep(dense, predictions.room(self.model))
+                predictions.keep_logits(dense, predictions.room(self.model))
                 for choice in order:
                     start = _first_difference(before, choice)
                     if start is not None:

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from layerwise.backbone import devices
-from layerwise.experiments.store import plain, source, write
+from layerwise.experiments.store import plain, source_text, write_whole
 from layerwise.provenance import provenance
 
 
@@ -38,8 +38,8 @@ def save_rows(rows: pd.DataFrame, path, **notes) -> None:
     if path.suffix != ".csv":
         raise ValueError(f"rows are saved as CSV, so the name must end in .csv, not {path.name!r}")
     origin = provenance()  # before anything is written that git would take for a change of the code
-    write(path, rows.to_csv(index=False, lineterminator="\n"))
-    write(path.with_suffix(".json"), json.dumps(origin | notes, indent=2, default=plain) + "\n")
+    write_whole(path, rows.to_csv(index=False, lineterminator="\n"))
+    write_whole(path.with_suffix(".json"), json.dumps(origin | notes, indent=2, default=plain) + "\n")
 
 
 def known_rows(
@@ -94,7 +94,7 @@ def _put(path: Path, rows: pd.DataFrame, runs: Mapping[str, Mapping]) -> None:
 
 def digest(*functions: Callable) -> str:
     """What tells these functions from changed ones: a digest of their sources."""
-    return hashlib.sha256("\n".join(map(source, functions)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(map(source_text, functions)).encode()).hexdigest()[:16]
 
 
 def load_rows(path) -> pd.DataFrame:

@@ -59,7 +59,7 @@ class Store:
     def write(self, file: Path, rows: list[dict], origin: Mapping) -> None:
         """Put the rows of a finished point in place, with their provenance; raises StoreError."""
         try:
-            write(file, json.dumps({"rows": rows, "provenance": origin}, indent=1, default=plain))
+            write_whole(file, json.dumps({"rows": rows, "provenance": origin}, indent=1, default=plain))
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -87,7 +87,7 @@ class Store:
         )
 
 
-def write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """All or nothing: the file appears under its name when every byte of it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
@@ -103,7 +103,7 @@ def write(path: Path, text: str) -> None:
         raise
 
 
-def source(function: Callable | None) -> str:
+def source_text(function: Callable | None) -> str:
     """A text that changes when the function does."""
     if function is None:
         return ""
@@ -128,7 +128,7 @@ def _known_by(value):
         closed = [cell.cell_contents for cell in cells]
         brought = [[each for each in closed if each is not value]]  # a function may call itself
         brought += [getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None)]
-        return [source(value), json.dumps(brought, sort_keys=True, default=_known_by)]
+        return [source_text(value), json.dumps(brought, sort_keys=True, default=_known_by)]
     except (TypeError, RecursionError) as error:
         raise ValueError(f"{value.__qualname__} brings along what a point can't hold: {error}") from error
 

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from layerwise.experiments.store import Store, plain, source
+from layerwise.experiments.store import Store, plain, source_text
 from layerwise.provenance import provenance
 
 
@@ -65,7 +65,7 @@ def sweep(
     finished it. Raises StoreError where rows can't be written; what was finished before is kept.
     """
     points = [dict(point) for point in points]
-    kept = Store(store, source(run) + source(setup))
+    kept = Store(store, source_text(run) + source_text(setup))
     files = [kept.file(point) for point in points]
     found = {file: kept.read(file) for file in files}
     missing = {file: point for file, point in zip(files, points, strict=True) if found[file] is None}

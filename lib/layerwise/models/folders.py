@@ -35,7 +35,7 @@ class DamagedModel(ValueError):
     """A folder that lacks part of a model, or whose weights can't be read or computed with."""
 
 
-def config(folder: Path) -> dict:
+def read_config(folder: Path) -> dict:
     """What config.json of a folder says; raises DamagedModel if it's none."""
     _check_no_adapter(folder)
     if not (folder / "config.json").exists():
@@ -48,7 +48,7 @@ def config(folder: Path) -> dict:
     return found
 
 
-def places(folder: Path) -> dict[str, str]:
+def tensor_files(folder: Path) -> dict[str, str]:
     """The file that holds each tensor, by the tensor's name; raises DamagedModel if a file is missing or cut off.
 
     Nothing large is read.
@@ -98,8 +98,8 @@ def check_kind(name: str, config: dict) -> None:
 
 
 def check_head(folder: Path) -> None:
-    """Raise UnsuitableModel for a model with a value head beside it, and what `places` does."""
-    if found := next((name for name in places(folder) if name.startswith("v_head.")), None):
+    """Raise UnsuitableModel for a model with a value head beside it, and what `tensor_files` does."""
+    if found := next((name for name in tensor_files(folder) if name.startswith("v_head.")), None):
         raise UnsuitableModel(
             f"{folder} holds a language model with a value head ({found}), as trl trains it: save the language model "
             "alone, by model.pretrained_model.save_pretrained(...)"

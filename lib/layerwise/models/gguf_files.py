@@ -45,7 +45,7 @@ def only(folder: Path) -> Path | None:
     return found[0]
 
 
-def configuration(path: Path) -> PretrainedConfig:
+def gguf_configuration(path: Path) -> PretrainedConfig:
     """The configuration of the dense model that a GGUF file makes; its dtype is that of the file's matrices, bfloat16
     if they have few bits. Weights aren't read.
 
@@ -73,7 +73,7 @@ def configuration(path: Path) -> PretrainedConfig:
     return config
 
 
-def read(
+def read_gguf(
     path: Path, config: PretrainedConfig, dtype: torch.dtype, device: str | torch.device = "cpu", room: bool = False
 ):
     """The dense model of a GGUF file with its `configuration`: unpacked in float32, rounded to `dtype`.
@@ -110,7 +110,7 @@ def read(
 
 
 def opened(path: Path) -> GGUFReader:
-    """The header of a GGUF file, and its tensors, which stay on the disk; raises what `configuration` does of files."""
+    """The header of a GGUF file, and its tensors, which stay on the disk; raises as `gguf_configuration` of files."""
     with open(path, "rb") as start:
         begins = start.read(4)
     if begins != b"GGUF":

@@ -35,7 +35,7 @@ SPLITS = {
 ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
-def tokenizer(path: Path):
+def gguf_tokenizer(path: Path):
     """The tokenizer of a GGUF file, or None if it has none: its special tokens and chat template, and texts begin with
     the file's first token if it says so. A way of splitting that isn't known here is a warning."""
     file = opened(path)

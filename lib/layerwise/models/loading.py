@@ -83,23 +83,23 @@ def load(name, device="auto", dtype="auto", revision=None):
         model = _read_packed(folder, dtype).to(device)
     elif gguf_files.is_named_so(folder):
         wanted = devices.stored(config) if dtype == "auto" else dtype
-        model = gguf_files.read(folder, AutoConfig.for_model(**config), wanted, device, room=chosen)
+        model = gguf_files.read_gguf(folder, AutoConfig.for_model(**config), wanted, device, room=chosen)
     elif (config.get("quantization_config") or {}).get("quant_method") == "compressed-tensors":
-        with gptq.quiet():  # unpacked at once, not in the middle of the first forward pass
+        with gptq.quiet_gptq():  # unpacked at once, not in the middle of the first forward pass
             unpacked = CompressedTensorsConfig(dequantize=True)
             model = _read(folder, dtype, device, quiet=True, quantization_config=unpacked)
     elif chosen and (limits := devices.limits(_bytes(folder, config, dtype), device)):
         model = _read(folder, dtype, "auto", quiet=small, max_memory=limits)
         if devices.entrance(model).type == "meta":
             raise MemoryError(f"there isn't enough memory for the embeddings of {name}, which come first")
-        where = devices.places(model, [f"{blocks_path(model)}.{i}" for i in range(len(blocks(model)))])
+        where = devices.placement(model, [f"{blocks_path(model)}.{i}" for i in range(len(blocks(model)))])
         warnings.warn(f"{name} is larger than what is free on {device}, so its blocks are: {where}", stacklevel=2)
     else:
         model = _read(folder, dtype, device, quiet=small)
     model = model.eval().requires_grad_(False)
     untie_what_differs(model)
     for tensor, weights in devices.tensors(model):
-        if weights.is_floating_point() and not devices.finite(weights):
+        if weights.is_floating_point() and not devices.all_finite(weights):
             raise DamagedModel(f"{name}: the weights {tensor} hold NaN or infinity; get the checkpoint anew")
     model.stored_dtype = devices.stored(config) or model.dtype
     model.config._commit_hash = names.origin(name, folder)
@@ -113,10 +113,10 @@ def configuration(name, revision=None) -> PretrainedConfig:
     model.
     """
     name = os.fspath(name)
-    folder = names.place(name) or names.asked(name, lambda: hub.config(name, revision)).parent
+    folder = names.place(name) or names.asked(name, lambda: hub.download_config(name, revision)).parent
     if gguf_files.is_named_so(folder):
         return _of_gguf(folder)
-    _own_files(name, folders.config(folder))
+    _own_files(name, folders.read_config(folder))
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
@@ -138,9 +138,9 @@ def save(model, path, tokenizer=None) -> Path:
             plain = twin(model)
             plain.generation_config = GenerationConfig()  # transformers saves none that it finds fault with
             if packed(model):
-                checkpoint.write(plain, new)
+                checkpoint.write_packed(plain, new)
             elif gptq.compressed(model).bytes:
-                gptq.write(plain, new)
+                gptq.write_gptq(plain, new)
             else:
                 plain.save_pretrained(new)
             if getattr(model, "generation_config", None) is not None:
@@ -154,11 +154,11 @@ def checked(name: str, revision: str | None = None) -> tuple[Path, dict, list[st
     """The folder, or GGUF file, of a model by its name as `load` takes it, downloaded if need be; its configuration;
     and the files of its weights if they are packed. Raises what `load` does before weights are read."""
     folder = names.place(name) or names.asked(
-        name, lambda: hub.download(name, revision, lambda config: _own_files(name, config))
+        name, lambda: hub.download_model(name, revision, lambda config: _own_files(name, config))
     )
     if gguf_files.is_named_so(folder):
         return folder, _of_gguf(folder).to_dict(), []
-    config = folders.config(folder)
+    config = folders.read_config(folder)
     ours = _own_files(name, config)
     if not ours:
         folders.check_head(folder)
@@ -167,14 +167,14 @@ def checked(name: str, revision: str | None = None) -> tuple[Path, dict, list[st
 
 def _of_gguf(file: Path) -> PretrainedConfig:
     """The configuration of a GGUF file; raises UnknownStructure too."""
-    found = gguf_files.configuration(file)
+    found = gguf_files.gguf_configuration(file)
     check_decoder(found)
     return found
 
 
 def _bytes(folder: Path, config: dict, dtype) -> float:
     """Bytes of the weights of a folder in memory, in `dtype`."""
-    as_stored = sum((folder / file).stat().st_size for file in set(folders.places(folder).values()))
+    as_stored = sum((folder / file).stat().st_size for file in set(folders.tensor_files(folder).values()))
     stored = devices.stored(config)
     return as_stored if dtype == "auto" or stored is None else as_stored * dtype.itemsize / stored.itemsize
 
@@ -214,7 +214,7 @@ def _read_packed(folder: Path, dtype):
     """A model that was saved with packed layers; raises DamagedModel if it isn't all there."""
     try:
         with reading.quiet(bars=False):
-            model = checkpoint.read(folder)
+            model = checkpoint.read_packed(folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise DamagedModel(f"{folder}: {error}") from error
     if dtype != "auto":
@@ -225,7 +225,7 @@ def _read_packed(folder: Path, dtype):
 
 def _tokenizer(folder: Path):
     if gguf_files.is_named_so(folder):
-        return gguf_tokenizers.tokenizer(folder)
+        return gguf_tokenizers.gguf_tokenizer(folder)
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
     if not any((folder / file).exists() for file in files):
         return None

@@ -67,7 +67,7 @@ def origin(name: str, found: Path) -> str | None:
     """What tells a model from another of its name: the commit on the Hub, the wheel's version and the file's hash; None
     for a folder or a file, which can change. `found` is where the model was read from."""
     if name.startswith(wheels.PREFIX):
-        return wheels.origin(found)
+        return wheels.wheel_origin(found)
     local = name.startswith(PREFIX) or Path(name).expanduser().exists()
     return None if local else found.name  # the Hub's cache calls a snapshot by its commit
 

@@ -24,13 +24,13 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, rename_source_key
 
-from layerwise.backbone.devices import accelerator, finite
+from layerwise.backbone.devices import accelerator, all_finite
 from layerwise.backbone.structure import blocks, blocks_path, tied
 from layerwise.compression import slicing
 from layerwise.compression.compress import check_plan, check_quantizer
 from layerwise.compression.pruning import remove_blocks
 from layerwise.models import gguf_files, names
-from layerwise.models.folders import DamagedModel, check_target, places, put_in_place
+from layerwise.models.folders import DamagedModel, check_target, put_in_place, tensor_files
 from layerwise.models.loading import checked, configuration
 from layerwise.plans import Plan
 from layerwise.quantization import checkpoint
@@ -81,7 +81,7 @@ def compress_checkpoint(
     if plan.slices:
         if tokens is None:
             raise ValueError("slicing needs calibration text: give tokens=lw.tokens(...)")
-        slicing.check(model, tokens, mask, batch, loaded=False)
+        slicing.check_calibration(model, tokens, mask, batch, loaded=False)
     folder, _, _ = checked(os.fspath(source), revision)
     weights = _Weights(folder, model)
     if (apart := weights.apart(model)) or config.dtype is None:
@@ -141,7 +141,7 @@ class _Weights:
         converters = [each for each in how if isinstance(each, WeightConverter)]
         renamings = [each for each in how if not isinstance(each, WeightConverter)]
         ignored = re.compile("|".join([r"inv_freq$", *(model._keys_to_ignore_on_load_unexpected or [])]))
-        for name, file in places(folder).items():
+        for name, file in tensor_files(folder).items():
             own, converted = rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
             if converted:
                 raise ValueError(
@@ -189,7 +189,7 @@ class _Weights:
         empty = getattr(owner, last)
         if value.shape != empty.shape:
             raise DamagedModel(f"{self.folder}: {key} is {list(value.shape)}, config.json says {list(empty.shape)}")
-        if not finite(value):
+        if not all_finite(value):
             raise DamagedModel(f"{self.folder}: the weights {key} hold NaN or infinity; get the checkpoint anew")
         setattr(owner, last, nn.Parameter(value.to(device, empty.dtype, copy=True), requires_grad=False))
 

@@ -84,7 +84,7 @@ def folder(name: str) -> Path:
         return _converted(file, Path(_for_this_process().name) / inside)
 
 
-def origin(folder: Path) -> str:
+def wheel_origin(folder: Path) -> str:
     """The wheel, its version and the hash of its file, by the name of the folder that was made of it."""
     distribution, version, digest = folder.name.rsplit("-", 2)
     return f"{distribution} {version}, sha256 {digest}"
@@ -122,8 +122,8 @@ def _converted(file: Path, target: Path) -> Path:
 
 def _convert(file: Path, folder: Path) -> None:
     """Write the dense model of a GGUF file, in its own dtype, and its tokenizer."""
-    config = gguf_files.configuration(file)
-    model, tokenizer = gguf_files.read(file, config, config.dtype), gguf_tokenizers.tokenizer(file)
+    config = gguf_files.gguf_configuration(file)
+    model, tokenizer = gguf_files.read_gguf(file, config, config.dtype), gguf_tokenizers.gguf_tokenizer(file)
     with reading.quiet(bars=False):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -131,8 +131,8 @@ def _convert(file: Path, folder: Path) -> None:
 
 def _is_whole(folder: Path) -> bool:
     try:
-        folders.config(folder)
-        folders.places(folder)
+        folders.read_config(folder)
+        folders.tensor_files(folder)
     except DamagedModel:
         return False
     return True

@@ -198,7 +198,7 @@ def _file_documents(name: str, split: str) -> list[str]:
     """Documents of one split of a local file; the last fifth of its text or lines is the test split."""
     path = _file(name)
     if path.suffix.lower() == ".txt":
-        text = textfiles.read(path)
+        text = textfiles.read_text(path)
         cut = int(len(text) * (1 - TEST_SHARE))
         space = re.compile(r"\s|$").search(text, cut)  # no word is in both splits
         return [text[space.end() :] if split == "test" else text[: space.start()]]

@@ -40,7 +40,7 @@ def token() -> str | None:
         return huggingface_hub.get_token()
 
 
-def download(name: str, revision: str | None, weights: Callable[[dict], list[str]]) -> Path:
+def download_model(name: str, revision: str | None, weights: Callable[[dict], list[str]]) -> Path:
     """The folder, in the Hub's cache, of a model with its configuration, safetensors and tokenizer.
 
     `weights` gets the configuration before anything large is fetched: it raises if the model is of no use, and returns
@@ -58,15 +58,15 @@ def download(name: str, revision: str | None, weights: Callable[[dict], list[str
         return Path(snapshot_download(allow_patterns=[*files, *BESIDE], **options))
 
 
-def config(name: str, revision: str | None) -> Path:
-    """The config.json of a model, in the Hub's cache, and nothing else of it; raises HubError as `download` does."""
+def download_config(name: str, revision: str | None) -> Path:
+    """The config.json of a model, in the Hub's cache, and nothing else; raises HubError as `download_model` does."""
     sent = token()
     with _explained("model", name, revision, sent):
         return Path(hf_hub_download(name, "config.json", revision=revision, token=sent))
 
 
 def file(dataset: str, name: str, revision: str) -> Path:
-    """One file of a dataset, in the Hub's cache; raises HubError as `download` does."""
+    """One file of a dataset, in the Hub's cache; raises HubError as `download_model` does."""
     sent = token()
     with _explained("dataset", dataset, revision, sent):
         return Path(hf_hub_download(dataset, name, repo_type="dataset", revision=revision, token=sent))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 
-def read(path: Path) -> str:
+def read_text(path: Path) -> str:
     """The text of a file, without the byte order mark that some programs begin UTF-8 with.
 
     Raises ValueError for other encodings, with the first byte that isn't UTF-8 and its position in the file.
@@ -23,9 +23,9 @@ def read(path: Path) -> str:
 def json_lines(path: Path) -> list[tuple[int, dict]]:
     """The objects of a file of JSON lines, each with the number of its line; blank lines are skipped.
 
-    Raises ValueError for a line that is no JSON object, and where `read` does.
+    Raises ValueError for a line that is no JSON object, and where `read_text` does.
     """
-    lines = enumerate(read(path).split("\n"), start=1)
+    lines = enumerate(read_text(path).split("\n"), start=1)
     return [(number, _object(line, f"{path}, line {number}")) for number, line in lines if line.strip()]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from layerwise import stats
-from layerwise.claims import sweeps
+from layerwise.claims import block_orders
 from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, RISK, Verdict, counted, in_words
 from layerwise.stats import Estimate
 
@@ -156,7 +156,7 @@ def crossing(rows: pd.DataFrame, a: str, b: str) -> Estimate:
         return Estimate(np.nan, np.nan, np.nan)
     sizes, gain = sizes[differ], (of_b - of_a)[differ]  # [sizes, windows]
     n = gain.shape[1]
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=sweeps.TIMES)
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=block_orders.TIMES)
     resampled = [_stops(sizes, each) for each in (counts / n) @ gain.T]
     return stats.bootstrap_interval(_stops(sizes, gain.mean(axis=1)), resampled, n)
 
@@ -184,8 +184,8 @@ def _stops(sizes: np.ndarray, gain: np.ndarray) -> float:
 
 def _read(rows: pd.DataFrame) -> tuple[list[str], pd.DataFrame]:
     """Names of the windows, and the rows once they are known to be of one model and complete."""
-    windows = sweeps.windows_of(rows, ["model", "family", "pruning", "draw", "bytes", "average_bits"])
+    windows = block_orders.windows_of(rows, ["model", "family", "pruning", "draw", "bytes", "average_bits"])
     if len(models := rows["model"].unique()) != 1:
         raise ValueError(f"Q3 is on one model, but the rows are of {', '.join(map(str, models)) or 'none'}")
-    sweeps.check_plans(rows, ["family", "draw", "bytes"], windows)
+    block_orders.check_plans(rows, ["family", "draw", "bytes"], windows)
     return windows, rows.assign(pruning=rows["pruning"].astype(bool))

@@ -116,7 +116,7 @@ def _cells(rows: pd.DataFrame, units: list[str]) -> Grid:
         if not dynamic.any():
             raise ValueError("no row has a base below its mean: there are no dynamic slices to judge")
         rows = rows[dynamic]
-    return grid.read(rows, ["mean", "base"], units)
+    return grid.read_grid(rows, ["mean", "base"], units)
 
 
 def percent(difference: Estimate) -> Estimate:

@@ -117,7 +117,7 @@ def share_left(share, loss, level: float) -> np.ndarray:
     return np.where(outside.any(axis=-1), found, 1.0)
 
 
-def read(rows: pd.DataFrame, orders: list[str]) -> Sweep:
+def read_orders(rows: pd.DataFrame, orders: list[str]) -> Sweep:
     """Rows of one setting, one per plan, at the numbers of lowered blocks that all of these orders have.
 
     Columns: model, quantizer, group, levels, order, draw, lowered, blocks, and w0, w1, …: the plan's loss minus the

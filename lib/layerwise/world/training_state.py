@@ -13,7 +13,7 @@ from safetensors.torch import save
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
 
 
-def write(path: Path, content: bytes | str) -> None:
+def write_synced(path: Path, content: bytes | str) -> None:
     """All or nothing: the file has its name only when every byte of it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -33,7 +33,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
     """Write `checkpoint-STEP.safetensors` with `state` (JSON values) in its header; keep the last `KEEP`."""
     metadata = {"state": json.dumps(state), "sha256": _digest(tensors)}
     path = folder / f"checkpoint-{step:08d}.safetensors"
-    write(path, save(tensors, metadata))
+    write_synced(path, save(tensors, metadata))
     for old in _checkpoints(folder)[:-KEEP]:
         old.unlink()
     return path
