@@ -201,9 +201,9 @@ def written(output) -> Tensor:
 def linears(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
     """All linear layers of a block by their path in it, in the order of the modules, but for those that slicing added.
 
-    Their weights are read by `weight_matrix`. The routers of a mixture of experts are left out: they choose, and nothing
-    that they compute enters the stream. The shortcuts of a sliced block are its residual path, which is neither scored
-    nor quantized. Raises ValueError for a block without linear layers: its weights have few bits already.
+    Their weights are read by `weight_matrix`. The routers of a mixture of experts are left out: they choose, and
+    nothing that they compute enters the stream. The shortcuts of a sliced block are its residual path, which is neither
+    scored nor quantized. Raises ValueError for a block without linear layers: its weights have few bits already.
     """
     found = {name: module for name, module in block.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
     found = {name: linear for name, linear in found.items() if not name.startswith("shortcuts.")}

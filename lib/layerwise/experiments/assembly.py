@@ -100,17 +100,6 @@ class Assembly:
         return [self.blocks[bits][i] for i, bits in enumerate(choice)]
 
 
-def share_run(plans: Sequence[Plan]) -> float:
-    """Of the blocks that plans of bits have together, the share that `compare` runs, the dense pass left out."""
-    count = len(plans[0].layers)
-    before, run = (None,) * count, 0
-    for choice in _neighbours(tuple(layer.bits for layer in plan.layers) for plan in plans):
-        start = _first_difference(before, choice)
-        run += 0 if start is None else count - start
-        before = choice
-    return run / (count * len(plans))
-
-
 def _by_block(given: str | Callable) -> Callable:
     found = quantizer(given)
     if not hasattr(found, "block"):
