@@ -19,7 +19,7 @@ from pathlib import Path
 
 import papermill
 from layerwise.book import sync
-from layerwise.book.paths import chapters, source
+from layerwise.book.paths import chapters, notebook_source
 
 ROOT = Path(__file__).parent.parent
 ADDRESS = f"https://github.com/{sync.repository(ROOT)}"
@@ -84,7 +84,9 @@ def run(name: str, folder: Path, python: Path) -> None:
 
 
 def main() -> None:
-    names = sorted(sys.argv[1:] or chapters(ROOT), key=lambda name: "[quantizers]" in source(ROOT, name).read_text())
+    names = sorted(
+        sys.argv[1:] or chapters(ROOT), key=lambda name: "[quantizers]" in notebook_source(ROOT, name).read_text()
+    )
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         python = environment(folder)

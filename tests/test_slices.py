@@ -11,8 +11,8 @@ import pytest
 from families import FAMILIES, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layerwise.backbone.shapes import Matrix, Shape, Slicing
 from layerwise.plans import Layer, Plan, constant_slices, dynamic_slices
-from layerwise.shapes import Matrix, Shape, Slicing
 
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
 settings.load_profile("no deadline")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from layerwise.experiments import study as studies
-from layerwise.experiments.cases import by_window
+from layerwise.experiments.cases import window_rows
 from layerwise.quantization import RTN
 
 CLEAN = {"commit": "0" * 40, "dirty": False, "date": "2026-11-30"}
@@ -69,7 +69,7 @@ def test_quality_is_what_compress_and_compare_give(study):
         assert np.mean([row[f"w{i}"] for i in range(3)]) == pytest.approx(row["loss"], abs=1e-5)
     dense = first.quality("plans", [first.case("6L", None, kind="dense")])
     assert dense["loss"].item() == dense["kl"].item() == 0
-    long = by_window(rows)
+    long = window_rows(rows)
     assert list(long["window"].unique()) == [0, 1, 2] and len(long) == 9
 
 

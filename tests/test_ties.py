@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import CALIBRATIONS, CUT, CUT_HEAD, FAMILIES, SMALL, logits, random_tokens, sliced, slices, tiny, uneven
 from layerwise import world
-from layerwise.structure import tied
+from layerwise.backbone.structure import tied
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 

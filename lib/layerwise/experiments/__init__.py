@@ -1,1 +1,1 @@
-"""Running experiments: results that are known by what was computed, sweeps, rows with provenance."""
+"""Results that are known by what was computed, sweeps, rows with provenance, models put together from blocks."""

@@ -14,11 +14,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-import layerwise as lw
-from layerwise import evaluation, stats
+from layerwise import evaluation, models, stats
+from layerwise.backbone.shapes import shape as shape_of
+from layerwise.compression.compress import compress
+from layerwise.compression.slicing import calibrate
+from layerwise.evaluation import tasks
+from layerwise.experiments.assembly import Assembly
 from layerwise.experiments.known import known
 from layerwise.plans import Plan
-from layerwise.quantization import quantizer as quantizer_of
 
 # Plans that an assembly compares before they are kept: the dense model is run once more for each so many.
 TOGETHER = 24
@@ -96,7 +99,7 @@ class Runner:
 
     def __init__(self, model: nn.Module, tokenizer, test: torch.Tensor):
         self.model, self.tokenizer, self.test = model, tokenizer, test
-        self.shape = lw.shape(model)
+        self.shape = shape_of(model)
         self._reference = self._bases = None
 
     def values(self, cases: Iterable[Function]) -> Iterator[Outcome]:
@@ -135,13 +138,13 @@ class Runner:
                     yield from ((case, error) for case in same)
 
     def _answers(self, model, case, items, data):
-        found = lw.answers(model, self.tokenizer, [case.labels["task"]], items, data=data)
+        found = tasks.answers(model, self.tokenizer, [case.labels["task"]], items, data=data)
         right = "".join("+" if each else "-" for each in found["correct"])
         return [{"right": right} | case.sizes(self.shape)]
 
     def _assembly(self, group: list[Case]):
         widths = sorted({layer.bits for case in group for layer in case.plan.layers if layer.bits is not None})
-        return lw.Assembly(self.model, widths, group[0].quantizer)
+        return Assembly(self.model, widths, group[0].quantizer)
 
     def _compared(self, assembly, part: list[Case]):
         began = time.perf_counter()
@@ -180,13 +183,13 @@ class Runner:
         how = {"quantizer": case.quantizer} if case.quantizer is not None else {}
         if case.shared and case.plan.slices:
             how["calibration"] = self._dense_bases(case.calibration)
-        yield lw.compress(self.model, case.plan, tokens=case.calibration, **how)
+        yield compress(self.model, case.plan, tokens=case.calibration, **how)
 
     def _dense_bases(self, tokens):
         """Bases of the last calibration text: draws come one after the other."""
         if self._bases is None or not torch.equal(self._bases[0], tokens):
             self._bases = None  # before the new ones are made: two may not fit
-            self._bases = (tokens, lw.calibrate(self.model, tokens))
+            self._bases = (tokens, calibrate(self.model, tokens))
         return self._bases[1]
 
 
@@ -221,7 +224,7 @@ def _row(loss, kl) -> dict:
 
 @cache
 def _loaded(path: str) -> tuple:
-    return lw.load(path)
+    return models.load(path)
 
 
 def remote(path: str, test: torch.Tensor, how: str, cases: list, settings: Mapping) -> list[Outcome]:
@@ -229,12 +232,7 @@ def remote(path: str, test: torch.Tensor, how: str, cases: list, settings: Mappi
     return list(getattr(Runner(*_loaded(path), test), how)(cases, **settings))
 
 
-def quantizer(given) -> Callable | None:
-    """The quantizer of a name, such as "rtn", or the function that was given."""
-    return None if given is None else quantizer_of(given)
-
-
-def by_window(rows: pd.DataFrame, value: str = "loss") -> pd.DataFrame:
+def window_rows(rows: pd.DataFrame, value: str = "loss") -> pd.DataFrame:
     """Rows with columns w0, w1, ... as a row for each window, with the columns `window` and `value`; empty ones go."""
     windows = [column for column in rows if column[0] == "w" and column[1:].isdigit()]
     kept = [column for column in rows if column not in {*windows, value}]

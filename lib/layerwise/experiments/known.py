@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from layerwise.experiments.results import fingerprint
 from layerwise.plans import Plan
-from layerwise.results import fingerprint
 
 # Raise it where a change of the library gives other results: scores, compression, quantization, evaluation. All results
 # are then made anew. A change that gives the same ones, such as a faster way, leaves it.

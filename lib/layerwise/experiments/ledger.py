@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from layerwise.results import load_rows
-from layerwise.store import plain, write
+from layerwise.experiments.results import load_rows
+from layerwise.experiments.store import plain, write_whole
 
 OWN = ("model", "key", "run")  # columns of every committed table, beside its labels and what was measured
 
@@ -72,7 +72,7 @@ class Ledger:
     def add(self, key: str, result: Result) -> Result:
         """Keep a new result in `rows/`, at once and whole; returns it as reading it back would give it."""
         text = json.dumps({"rows": result.rows, "provenance": result.origin}, indent=1, default=plain)
-        write(self.own / f"{key}.json", text)
+        write_whole(self.own / f"{key}.json", text)
         return Result(json.loads(text)["rows"], result.origin)
 
     def commit(self, chapter: str, table: str, rows: pd.DataFrame, labels: list[str], results: Mapping) -> bool:
@@ -97,9 +97,9 @@ class Ledger:
             rows = pd.concat([_others(load_rows(path), told["labels"], rows, labels), rows], ignore_index=True)
         origins = {run: (told["runs"] | origins)[run] for run in rows["run"].unique()}
         ordered = ["model", *labels, *[c for c in rows if c not in {*OWN, *labels}], "key", "run"]
-        write(path, rows[ordered].to_csv(index=False, lineterminator="\n"))
+        write_whole(path, rows[ordered].to_csv(index=False, lineterminator="\n"))
         sidecar = {"labels": labels, "runs": origins}
-        write(path.with_suffix(".json"), json.dumps(sidecar, indent=2, default=plain) + "\n")
+        write_whole(path.with_suffix(".json"), json.dumps(sidecar, indent=2, default=plain) + "\n")
         return True
 
 

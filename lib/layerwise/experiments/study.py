@@ -12,11 +12,14 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-import layerwise as lw
-from layerwise.experiments.cases import TOGETHER, Case, Function, Runner, quantizer, remote
+from layerwise import models as by_name
+from layerwise.backbone.shapes import shape
+from layerwise.experiments.cases import TOGETHER, Case, Function, Runner, remote
 from layerwise.experiments.known import key, known
 from layerwise.experiments.ledger import Ledger, Result, is_clean
-from layerwise.results import provenance
+from layerwise.provenance import provenance
+from layerwise.quantization import quantizer
+from layerwise.text import corpora
 
 
 class Study:
@@ -63,7 +66,7 @@ class Study:
             self.paths[name] = path
         if executor is not None and None in self.paths.values():
             raise ValueError("workers load models by name: give names, not models, with an executor")
-        self.shapes = {name: lw.shape(model) for name, model in self.models.items()}
+        self.shapes = {name: shape(model) for name, model in self.models.items()}
         self.last = list(self.models)[-1]
         self.test_windows = test
         self._texts: dict = {}
@@ -76,7 +79,7 @@ class Study:
         """Tokens `[n, length]` of the corpus for a model, by its own tokenizer; drawn once."""
         of = (model, split, n, seed, corpus or self.corpus)
         if of not in self._texts:
-            tokens = lw.tokens(self.tokenizers[model], of[-1], split, n=n, length=self.length, seed=seed)
+            tokens = corpora.tokens(self.tokenizers[model], of[-1], split, n=n, length=self.length, seed=seed)
             self._texts[of] = tokens
         return self._texts[of]
 
@@ -119,7 +122,7 @@ class Study:
     def case(self, model: str, plan, by=None, draw: int = 0, n: int = 32, corpus=None, shared=False, **labels) -> Case:
         """A plan to be measured, by a quantizer (a name or a function), calibrated on a draw of `n` windows."""
         tokens = self.text(model, "calibration", n, draw, corpus)
-        return Case(model, {"draw": draw} | labels, plan, quantizer(by), tokens, shared)
+        return Case(model, {"draw": draw} | labels, plan, None if by is None else quantizer(by), tokens, shared)
 
     def quality(self, table: str, cases: Iterable[Case], quick: Callable[[Mapping], bool] = lambda labels: True):
         """Every case against the dense model on the test text: its labels, sizes, loss, KL, and w0, w1, ... by window.
@@ -263,9 +266,9 @@ def _loaded(models):
     if isinstance(models, Mapping):
         yield from ((name, None, loaded) for name, loaded in models.items())
         return
-    paths = lw.models.embedded() if models == "embedded" else models.split(",")
+    paths = by_name.embedded() if models == "embedded" else models.split(",")
     for path in map(str.strip, paths):
-        yield path.removeprefix("embedded/"), path, lw.load(path)
+        yield path.removeprefix("embedded/"), path, by_name.load(path)
 
 
 def _called(function) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from layerwise.plans.plan import Layer, Plan
 
 if TYPE_CHECKING:
-    from layerwise.shapes import Shape
+    from layerwise.backbone.shapes import Shape
 
 Budget = Literal["width", "parameters", "bytes"]
 _SIZES: dict[str, Callable[[Plan, Shape], int]] = {
@@ -131,7 +131,7 @@ def _of_size(shape, redundancy, mean, base, multiple, budget, slice_head) -> Pla
 
 def _redundancy(importance, L: int) -> np.ndarray:
     """The rule's r, float64 `[L]` in [0, 1], 1 = least important; all 1 where the scores are equal."""
-    scores = finite(importance, L) / 2  # so that the range of the largest floats is one too
+    scores = finite_importance(importance, L) / 2  # so that the range of the largest floats is one too
     span = scores.max() - scores.min()
     if span == 0:
         return np.ones(L)
@@ -139,7 +139,7 @@ def _redundancy(importance, L: int) -> np.ndarray:
     return np.round((scores.max() - scores) / span, 12)
 
 
-def finite(importance, L: int) -> np.ndarray:
+def finite_importance(importance, L: int) -> np.ndarray:
     """`importance` as float64 `[L]`; raises ValueError unless it is `L` finite numbers."""
     try:
         scores = np.asarray(importance, np.float64)
