@@ -8,7 +8,7 @@ STAMP := .venv/.layerwise-installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env book test test-colab lab bench lint clean
+.PHONY: help env book test test-colab lab bench lint types clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,9 +46,12 @@ lab: $(STAMP) ## open the notebooks in JupyterLab, text and notebook paired
 bench: $(STAMP) ## run the speed and memory comparisons
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
-lint: $(STAMP) ## check style and formatting
+lint: types ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check lib tests benchmarks
 
+types: $(STAMP) ## check the types of plans, scores, statistics and claims
+	$(BIN)/mypy
+
 clean: ## remove everything built; keep the environment, and training/ with its checkpoints
-	rm -rf _build .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build .pytest_cache .ruff_cache .mypy_cache .hypothesis
