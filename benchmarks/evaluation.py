@@ -30,8 +30,8 @@ import numpy as np
 import pandas as pd
 import torch
 from layerwise import results
+from layerwise.backbone.structure import blocks, linears
 from layerwise.models import UnknownModel
-from layerwise.structure import blocks, linears
 from torch.nn import functional as F
 
 ROOT = Path(__file__).parent.parent

@@ -26,7 +26,7 @@ from pathlib import Path
 import layerwise as lw
 import pandas as pd
 from layerwise import results
-from layerwise.store import PARTIAL
+from layerwise.experiments.store import PARTIAL
 
 ROOT = Path(__file__).parent.parent
 FORK = multiprocessing.get_context("fork")  # has everything imported already

@@ -23,8 +23,9 @@ import layerwise as lw
 import numpy as np
 import pandas as pd
 import torch
-from layerwise import passes, results
-from layerwise.structure import blocks
+from layerwise import results
+from layerwise.backbone import passes
+from layerwise.backbone.structure import blocks
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 ROOT = Path(__file__).parent.parent
@@ -92,7 +93,7 @@ def forward(model, tokens, batch: int = 4) -> None:
     """One pass over all tokens, without the head."""
     with torch.inference_mode():
         for part in tokens.split(batch):
-            passes.run(model, part)
+            passes.run_trunk(model, part)
 
 
 def measured(name: str, options, card: Card, record) -> None:

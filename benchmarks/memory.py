@@ -25,7 +25,8 @@ import layerwise as lw
 import numpy as np
 import pandas as pd
 import torch
-from layerwise import results, timing
+from layerwise import results
+from layerwise.evaluation import timing
 from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).parent.parent

@@ -29,7 +29,6 @@ import numpy as np
 import pandas as pd
 import torch
 from layerwise import evaluation, results
-from layerwise.assembly import share_run
 from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).parent.parent
@@ -96,6 +95,13 @@ def clock(run, *args):
     started, used = time.perf_counter(), time.process_time()
     value = run(*args)
     return time.perf_counter() - started, time.process_time() - used, value
+
+
+def share_run(many) -> float:
+    """Of the blocks that plans have together, the share that an assembly runs: those that end distinct beginnings."""
+    choices = [tuple(layer.bits for layer in plan.layers) for plan in many]
+    beginnings = {choice[: i + 1] for choice in choices for i in range(len(choice))}
+    return len(beginnings) / sum(map(len, choices))
 
 
 def compared(name: str, model, tokens, rounds: int, some: int) -> list[dict]:

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from layerwise import results
-from layerwise.structure import blocks
+from layerwise.backbone.structure import blocks
 from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).parent.parent

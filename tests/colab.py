@@ -3,10 +3,10 @@
 A new virtual environment has torch and Jupyter's kernel, a stand-in for the module `google.colab`, and nothing of ours.
 Each notebook is run in it from an empty folder, at its smallest: the quick profile on the smallest embedded model. Its
 own set-up cell installs the package, from the last commit of this clone in place of GitHub; the one before is
-uninstalled first, so that each set-up cell has to do it. With `--latest`, torch and transformers are the newest
-there are, as Colab has them; else torch is the one of the lock, and transformers comes with the package. Notebooks that ask for the quantizers come last, so that the
-others do without. What must hold then: it ran to its end, torch is the one that was there, and the browser was offered
-an archive of rows.
+uninstalled first, so that each set-up cell has to do it. With `--latest`, torch and transformers are the newest there
+are, as Colab has them; else torch is the one of the lock, and transformers comes with the package. Notebooks that ask
+for the quantizers come last, so that the others do without. What must hold then: it ran to its end, torch is the one
+that was there, and the browser was offered an archive of rows.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import papermill
 from layerwise.book import sync
-from layerwise.book.paths import chapters, source
+from layerwise.book.paths import chapters, notebook_source
 
 ROOT = Path(__file__).parent.parent
 ADDRESS = f"https://github.com/{sync.repository(ROOT)}"
@@ -92,7 +92,9 @@ def main() -> None:
     command.add_argument("names", nargs="*", metavar="NAME")
     command.add_argument("--latest", action="store_true", help="newest torch and transformers")
     options = command.parse_args()
-    names = sorted(options.names or chapters(ROOT), key=lambda name: "[quantizers]" in source(ROOT, name).read_text())
+    names = sorted(
+        options.names or chapters(ROOT), key=lambda name: "[quantizers]" in notebook_source(ROOT, name).read_text()
+    )
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         python = environment(folder, options.latest)

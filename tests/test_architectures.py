@@ -4,8 +4,8 @@ import layerwise as lw
 import pytest
 import torch
 from families import FAMILIES, config, tiny
-from layerwise.architectures import ARCHITECTURES, UnsupportedArchitecture, architecture
-from layerwise.structure import blocks, linears, written
+from layerwise.backbone.architectures import ARCHITECTURES, UnsupportedArchitecture, architecture
+from layerwise.backbone.structure import blocks, linears, written
 from transformers import AutoModelForCausalLM
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from families import random_tokens, tiny
 from layerwise import corpora, scores
-from layerwise.structure import blocks
+from layerwise.backbone.structure import blocks
 
 
 def test_tokens_outside_the_vocabulary_are_named_with_their_place():

@@ -76,7 +76,8 @@ def test_a_notebook_is_executed_once_and_again_only_when_something_changed(book)
 
     (book / "lib" / "layerwise" / "thing.py").write_text("x = 2\n")
     assert (
-        execute.fingerprint(book, "toy", {}) != json.loads(first.path.with_suffix(".json").read_text())["fingerprint"]
+        execute.notebook_fingerprint(book, "toy", {})
+        != json.loads(first.path.with_suffix(".json").read_text())["fingerprint"]
     )
     again = execute.execute(book, "toy", {"PROFILE": "full"}, folder="full")
     assert again.ran and "full " in "".join(output.text for output in outputs(again.path) if "text" in output)
@@ -84,20 +85,20 @@ def test_a_notebook_is_executed_once_and_again_only_when_something_changed(book)
 
 @pytest.mark.parametrize("path", ["notebooks/toy.md", "results/rows.csv", "constraints.txt", "lib/layerwise/w/a.csv"])
 def test_what_a_chapter_depends_on(book, path):
-    before = execute.fingerprint(book, "toy", {})
+    before = execute.notebook_fingerprint(book, "toy", {})
     (book / path).parent.mkdir(parents=True, exist_ok=True)
     (book / path).write_text("changed")
-    assert execute.fingerprint(book, "toy", {}) != before
+    assert execute.notebook_fingerprint(book, "toy", {}) != before
 
 
 def test_neither_caches_nor_other_chapters_make_a_chapter_run_again(book):
-    before = execute.fingerprint(book, "toy", {})
+    before = execute.notebook_fingerprint(book, "toy", {})
     (book / "results" / "figures").mkdir(parents=True)  # such as the front page's picture
     (book / "results" / "figures" / "new.png").write_text("bytes")
     (book / "notebooks" / "other.md").write_text("text")
     (book / "lib" / "layerwise" / "__pycache__").mkdir()
     (book / "lib" / "layerwise" / "__pycache__" / "thing.pyc").write_text("bytes")
-    assert execute.fingerprint(book, "toy", {}) == before
+    assert execute.notebook_fingerprint(book, "toy", {}) == before
 
 
 def test_a_failing_cell_is_named_and_its_copy_kept(book, monkeypatch, capsys):
@@ -204,7 +205,7 @@ def test_a_page_of_the_contents_that_was_not_built_is_found(book):
     site = book / "_build" / "html" / "book"
     site.mkdir(parents=True)
     (site / "index.html").write_text("<p>fine</p>")
-    (problem,) = check.check(book)
+    (problem,) = check.check_pages(book)
     assert problem.startswith("notebooks/toy: ")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import random_tokens, slices, tiny
 from layerwise import damage, scores
-from layerwise.structure import blocks
+from layerwise.backbone.structure import blocks
 
 
 def four_bits(model):

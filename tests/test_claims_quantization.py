@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from layerwise import stats
-from layerwise.claims import quantization, sweeps
+from layerwise.claims import block_orders, quantization
 from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, all_of, more_than_luck
 from layerwise.stats import Estimate
 from pandas.testing import assert_frame_equal
@@ -129,11 +129,11 @@ def test_the_interval_of_a_share_covers_the_truth():
     runs, inside = 200, {"LIM": 0, "random": 0}
     everyone = [rng.permutation(L) for _ in range(4000)]
     lost = np.concatenate([np.zeros((4000, 1)), np.cumsum(HARM[np.array(everyone)], axis=1)], axis=1)
-    quality_share = sweeps.share_left(np.arange(L + 1) / L, lost, 0.9)
+    quality_share = block_orders.share_left(np.arange(L + 1) / L, lost, 0.9)
     own = np.append(0, np.cumsum(np.sort(HARM)))
-    truth = {"LIM": sweeps.share_left(np.arange(L + 1) / L, own, 0.9), "random": quality_share.mean()}
+    truth = {"LIM": block_orders.share_left(np.arange(L + 1) / L, own, 0.9), "random": quality_share.mean()}
     for _ in range(runs):
-        read = sweeps.Sweep(SETTING, L, np.arange(L + 1), sweep(rng, HARM, HARM, noise=0.002))
+        read = block_orders.Sweep(SETTING, L, np.arange(L + 1), sweep(rng, HARM, HARM, noise=0.002))
         for order in inside:
             found = read.shares(order, 0.9).estimate
             inside[order] += found.low <= truth[order] <= found.high
@@ -377,7 +377,7 @@ def test_a_claim_of_two_parts_needs_both(parts, verdict):
 
 
 def test_luck_counts_the_orders_that_do_as_well():
-    assert sweeps.luck(0.5, [0.4, 0.5, 0.6]) == 3 / 4 and sweeps.luck(1, np.zeros(19)) == 1 / 20
+    assert block_orders.luck(0.5, [0.4, 0.5, 0.6]) == 3 / 4 and block_orders.luck(1, np.zeros(19)) == 1 / 20
 
 
 # Rows that are wrong.

@@ -20,10 +20,10 @@ from families import (
     uneven,
 )
 from layerwise import damage, results
-from layerwise.architectures import UnsupportedArchitecture
+from layerwise.backbone.architectures import UnsupportedArchitecture
+from layerwise.backbone.structure import blocks
+from layerwise.compression.rotation import Gram
 from layerwise.plans import Layer, Plan
-from layerwise.rotation import Gram
-from layerwise.structure import blocks
 
 TOKENS = random_tokens(8, 12)
 

@@ -8,9 +8,10 @@ import layerwise as lw
 import pandas as pd
 import pytest
 import torch
-from layerwise import published, world
-from layerwise.corpora import CORPORA, check_tokens
-from layerwise.hub import HubError
+from layerwise import world
+from layerwise.text import published
+from layerwise.text.corpora import CORPORA, check_tokens
+from layerwise.text.hub import HubError
 from layerwise.world import data
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast

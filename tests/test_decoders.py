@@ -8,11 +8,11 @@ import pytest
 import torch
 from families import DECODERS, GROUPED, MIXTURES, config, logits, random_tokens, tiny
 from layerwise import damage
-from layerwise.architectures import UnsupportedArchitecture
-from layerwise.passes import entering
+from layerwise.backbone.architectures import UnsupportedArchitecture
+from layerwise.backbone.passes import entering
+from layerwise.backbone.structure import blocks, blocks_path, check_decoder, experts, linears, weight_matrix
 from layerwise.plans import Layer, Plan
 from layerwise.quantization import HQQ, Outliers, quantizer
-from layerwise.structure import blocks, blocks_path, check_decoder, experts, linears, matrix
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -95,7 +95,7 @@ def test_a_shape_is_that_of_the_model_and_says_why_it_cannot_be_sliced(family):
     assert shape == lw.shape(model.config) and (shape.L, shape.D) == (3, 32)
     assert shape.total_parameters == sum(p.numel() for p in model.parameters())
     sizes = [(linear.rows, linear.columns) for linear in shape.matrices[1]]
-    assert sizes == [tuple(matrix(linear).shape) for linear in linears(blocks(model)[1]).values()]
+    assert sizes == [tuple(weight_matrix(linear).shape) for linear in linears(blocks(model)[1]).values()]
     plan = lw.plans.dynamic_slices(shape, [1, 2, 3], 0.25)
     for refused in (plan.predicted_parameters, plan.predicted_bytes):
         with pytest.raises(ValueError, match=f"'{family}' can't be sliced"):
@@ -180,7 +180,7 @@ def test_every_quantizer_rounds_the_matrices_of_every_kind(family, name, tmp_pat
     assert lw.size(small).bytes == plan.predicted_bytes(lw.shape(model), quantizer(name).stored)
     for path, linear in linears(blocks(model)[1]).items():
         packed = blocks(small)[1].get_submodule(path).weights()
-        assert packed == pytest.approx(matrix(linear).detach(), abs=0.05)
+        assert packed == pytest.approx(weight_matrix(linear).detach(), abs=0.05)
     assert lw.compare(small, model, TOKENS).kl < 1e-2
     lw.save(small, tmp_path / "small")
     assert logits(lw.load(tmp_path / "small", device="cpu")[0]).equal(logits(small))
@@ -193,7 +193,11 @@ def test_gptq_does_all_matrices_of_every_kind_of_block(family):
     small = lw.compress(model, plan, TOKENS, lw.quantization.GPTQ(group=8))
     for block, dense in zip(blocks(small), blocks(model), strict=True):
         for path, linear in linears(dense).items():
-            assert 0 < (matrix(linears(block)[path]) - matrix(linear)).norm() / matrix(linear).norm() < 0.2
+            assert (
+                0
+                < (weight_matrix(linears(block)[path]) - weight_matrix(linear)).norm() / weight_matrix(linear).norm()
+                < 0.2
+            )
 
 
 def test_matrices_that_gptq_does_not_reach_are_an_error(monkeypatch):
@@ -220,7 +224,7 @@ def test_bits_come_back_from_disk_as_predicted_and_are_those_of_an_assembly(fami
     literal = copy.deepcopy(model)
     for i in (0, 2):
         for path, linear in linears(blocks(literal)[i]).items():
-            matrix(linear).data.copy_(blocks(small)[i].get_submodule(path).weights())
+            weight_matrix(linear).data.copy_(blocks(small)[i].get_submodule(path).weights())
     assert logits(literal) == pytest.approx(logits(small), abs=1e-4)
     found = damage.by_block(model, TOKENS, kinds=("3 bits",)).kl.to_numpy()
     alone = lw.compress(model, Plan((Layer(), Layer(), Layer(bits=3)), 32))

@@ -9,9 +9,11 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from families import random_tokens, tiny
-from layerwise import damage, devices, evaluation, footprint, models, results, scores, world
-from layerwise.architectures import architecture
-from layerwise.structure import blocks
+from layerwise import damage, evaluation, models, results, scores, world
+from layerwise.backbone import devices
+from layerwise.backbone.architectures import architecture
+from layerwise.backbone.structure import blocks
+from layerwise.evaluation import footprint
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -70,12 +72,12 @@ def test_evaluation_gives_its_numbers_on_the_cpu():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_nan_and_infinity_are_seen_anywhere(dtype):
     weights = torch.full((5, 7), torch.finfo(dtype).max, dtype=dtype)
-    assert devices.finite(weights) and devices.finite(weights[:0])
+    assert devices.all_finite(weights) and devices.all_finite(weights[:0])
     for value in (torch.nan, torch.inf, -torch.inf):
         for place in ((0, 0), (2, 3), (4, 6)):
             damaged = weights.clone()
             damaged[place] = value
-            assert not devices.finite(damaged)
+            assert not devices.all_finite(damaged)
 
 
 @pytest.mark.parametrize(("stored", "native", "expected"), [
@@ -191,8 +193,8 @@ def test_places_are_told_by_device():
     spread.hf_device_map = {"model.layers.1": 0, "model.layers.10": "cpu", "model": 1}
     kind = devices.accelerator()
     paths = [f"model.layers.{i}" for i in (0, 1, 10)]
-    assert devices.places(spread, paths) == f"1 on {kind}:1, 1 on {kind}:0, 1 on cpu"
-    assert devices.places(tiny(), paths) == "3 on cpu"  # accelerate has none if one device has room after all
+    assert devices.placement(spread, paths) == f"1 on {kind}:1, 1 on {kind}:0, 1 on cpu"
+    assert devices.placement(tiny(), paths) == "3 on cpu"  # accelerate has none if one device has room after all
 
 
 def test_a_dtype_is_a_dtype(folder):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, logits, random_tokens, tiny
-from layerwise import evaluation, scores, timing
+from layerwise import evaluation, scores
+from layerwise.evaluation import timing
 from transformers import AutoConfig, AutoModelForCausalLM
 
 WINDOWS = {"windows": 9, "length": 24, "batch": 2}

@@ -7,15 +7,16 @@ import pytest
 import torch
 from families import logits
 from gguf import GGMLQuantizationType as Kind
-from layerwise import devices, models
-from layerwise.structure import UnknownStructure
+from layerwise.backbone import devices
+from layerwise.backbone.structure import UnknownStructure
+from layerwise.models import loading
 from tiny_gguf import SPECIAL, TOKENS, file_name, llama, write
 
 
 @pytest.fixture
 def no_reading(monkeypatch):
     monkeypatch.setattr(
-        models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were read")
+        loading.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were read")
     )
 
 
@@ -84,7 +85,7 @@ def test_what_was_read_is_saved_as_safetensors(tmp_path):
 
 def test_it_is_planned_for_by_its_header(tmp_path, no_reading):
     path = write(tmp_path / "model.gguf", llama(), Kind.Q8_0)
-    config = models.configuration(path)
+    config = lw.models.configuration(path)
     assert (config.num_hidden_layers, config.dtype, config.tie_word_embeddings) == (2, torch.bfloat16, True)
     assert lw.memory(str(path), windows=2, length=8) == lw.memory(config, windows=2, length=8)
     plan = lw.plans.bits(lw.shape(config), [2, 1], low_layers=1, high=8, low=4)
@@ -151,7 +152,7 @@ def test_rotary_frequencies_of_llama_3_are_recognized(tmp_path):
     assert torch.allclose(again.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq, rtol=1e-6)
     assert torch.allclose(logits(again), logits(model), atol=1e-4)
     other = write(tmp_path / "other.gguf", model, more={"rope_freqs.weight": divisors**0.5})
-    with pytest.raises(models.UnsuitableModel, match="rope_freqs.weight aren't those of Llama 3.1"):
+    with pytest.raises(lw.models.UnsuitableModel, match="rope_freqs.weight aren't those of Llama 3.1"):
         lw.load(other, device="cpu")
 
 
@@ -160,55 +161,57 @@ def test_a_file_that_is_cut_off_is_damaged(tmp_path, no_reading):
     whole = path.read_bytes()
     for length in (len(whole) - 100, len(whole) // 2, 3000, 100, 10):
         path.write_bytes(whole[:length])
-        with pytest.raises(models.DamagedModel, match="model.gguf is cut off or damaged, get it anew"):
+        with pytest.raises(lw.models.DamagedModel, match="model.gguf is cut off or damaged, get it anew"):
             lw.load(path)
     for nothing in (b"version https://git-lfs", b""):
         path.write_bytes(nothing)
-        with pytest.raises(models.DamagedModel, match="model.gguf is no GGUF file: it begins with b'"):
+        with pytest.raises(lw.models.DamagedModel, match="model.gguf is no GGUF file: it begins with b'"):
             lw.load(path)
 
 
 def test_what_cannot_be_converted_is_said_before_weights_are_read(tmp_path, no_reading):
     model = llama()
-    with pytest.raises(models.UnsuitableModel, match="architecture 'rwkv7', which transformers can't convert.*llama"):
+    with pytest.raises(
+        lw.models.UnsuitableModel, match="architecture 'rwkv7', which transformers can't convert.*llama"
+    ):
         lw.load(write(tmp_path / "rwkv.gguf", model, architecture="rwkv7"))
     with pytest.raises(UnknownStructure, match="t5"):
         lw.load(write(tmp_path / "t5.gguf", model, architecture="t5"))
-    with pytest.raises(models.UnsuitableModel, match="leaves out how it scales rotary positions .'yarn'"):
+    with pytest.raises(lw.models.UnsuitableModel, match="leaves out how it scales rotary positions .'yarn'"):
         lw.load(write(tmp_path / "yarn.gguf", model, said={"llama.rope.scaling.type": "yarn"}))
     bias = {"blk.0.attn_q.bias": np.zeros(32, np.float32)}
-    with pytest.raises(models.UnsuitableModel, match="transformers leaves out blk.0.attn_q.bias of this model"):
+    with pytest.raises(lw.models.UnsuitableModel, match="transformers leaves out blk.0.attn_q.bias of this model"):
         lw.load(write(tmp_path / "bias.gguf", model, more=bias))
 
 
 def test_parts_of_a_model_and_several_models_are_refused(tmp_path, no_reading):
     part = write(tmp_path / "model-00001-of-00003.gguf", llama())
-    with pytest.raises(models.UnsuitableModel, match="one part of several.*merge the parts with llama.cpp's"):
+    with pytest.raises(lw.models.UnsuitableModel, match="one part of several.*merge the parts with llama.cpp's"):
         lw.load(part)
-    with pytest.raises(models.UnsuitableModel, match="one part of several"):
+    with pytest.raises(lw.models.UnsuitableModel, match="one part of several"):
         lw.load(tmp_path)
     part.unlink()
-    with pytest.raises(models.UnsuitableModel, match="part.gguf is one of 3 parts of a model: merge"):
+    with pytest.raises(lw.models.UnsuitableModel, match="part.gguf is one of 3 parts of a model: merge"):
         lw.load(write(tmp_path / "part.gguf", llama(), said={"split.count": 3}))
     write(tmp_path / "other.gguf", llama())
-    with pytest.raises(models.UnsuitableModel, match="holds 2 GGUF files, name one of them: other.gguf, part.gguf"):
+    with pytest.raises(lw.models.UnsuitableModel, match="holds 2 GGUF files, name one of them: other.gguf, part.gguf"):
         lw.load(tmp_path)
 
 
 def test_a_tensor_that_is_missing_is_named(tmp_path, monkeypatch):
     model = llama()
     monkeypatch.setitem(vars(model.model.layers[1].mlp)["_modules"], "up_proj", None)
-    with pytest.raises(models.DamagedModel, match="missing: model.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(lw.models.DamagedModel, match="missing: model.layers.1.mlp.up_proj.weight"):
         lw.load(write(tmp_path / "model.gguf", model), device="cpu")
 
 
 def test_a_file_that_there_is_no_room_for_is_not_read(tmp_path, no_reading, monkeypatch):
     path = write(tmp_path / "model.gguf", llama())
-    monkeypatch.setattr(devices, "free", lambda device: 1000)
+    monkeypatch.setattr(devices, "free_memory", lambda device: 1000)
     with pytest.raises(MemoryError, match='a GGUF file is read whole: load it with device="cpu"'):
         lw.load(path)
 
 
 def test_a_name_of_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(models.UnknownModel, match="nor is there such a folder or file"):
+    with pytest.raises(lw.models.UnknownModel, match="nor is there such a folder or file"):
         lw.load("nowhere.gguf")

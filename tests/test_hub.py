@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, random_tokens, tiny
-from layerwise import hub, models, results, world
-from layerwise.structure import UnknownStructure
+from layerwise import models, results, world
+from layerwise.backbone.structure import UnknownStructure
+from layerwise.text import hub
 from standin_hub import COMMIT
 
 

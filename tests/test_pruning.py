@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from families import CUT, FAMILIES, VARIANTS, logits, random_tokens, slices, tiny, uneven
-from layerwise.architectures import architecture
+from layerwise.backbone.architectures import architecture
+from layerwise.backbone.structure import blocks
 from layerwise.plans import Layer, Plan
-from layerwise.structure import blocks
 from transformers import AutoConfig, AutoModelForCausalLM
 
 TOKENS = random_tokens(8, 12)

@@ -9,9 +9,9 @@ import torch
 from families import FAMILIES, logits, random_tokens, sliced, slices, tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from layerwise.backbone.structure import blocks, linears
 from layerwise.quantization import GPTQ, HQQ, RTN, PackedLinear, Quanto, packed
 from layerwise.quantization.packed import dequantized, pack, unpack
-from layerwise.structure import blocks, linears
 
 TOKENS = random_tokens(16, 32)
 EVEN = {family: {} if family == "opt" else {"intermediate_size": 64} for family in FAMILIES}  # groups of 16 divide it

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from families import tiny
-from layerwise import results
+from layerwise import provenance, results
 
 
 def test_a_fingerprint_tells_models_apart():
@@ -39,11 +39,11 @@ def test_changed_code_makes_provenance_dirty_and_changed_rows_do_not(tmp_path, m
     me = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
     for command in (["init", "-q"], ["add", "."], [*me, "commit", "-qm", "all"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    monkeypatch.setattr(results, "__file__", str(code))
+    monkeypatch.setattr(provenance, "__file__", str(code))
     rows.write_text("2")
-    assert results.provenance()["dirty"] is False
+    assert provenance.provenance()["dirty"] is False
     code.write_text("2")
-    assert results.provenance()["dirty"] is True
+    assert provenance.provenance()["dirty"] is True
 
 
 def test_committed_rows_come_back_as_they_were(tmp_path):

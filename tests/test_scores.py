@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import FAMILIES, random_tokens, tiny
 from layerwise import scores
-from layerwise.structure import blocks, linears, written
+from layerwise.backbone.structure import blocks, linears, written
 from torch.utils._python_dispatch import TorchDispatchMode
 
 

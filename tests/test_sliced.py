@@ -23,8 +23,8 @@ from families import (
     uneven,
 )
 from layerwise import world
+from layerwise.compression.sliced import ScaleFreeNorm
 from layerwise.plans import Plan
-from layerwise.sliced import ScaleFreeNorm
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm

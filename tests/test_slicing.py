@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from families import CALIBRATIONS, CUT, CUT_HEAD, FAMILIES, VARIANTS, logits, random_tokens, sliced, slices, uneven
-from layerwise.architectures import architecture
-from layerwise.rotation import Gram
-from layerwise.structure import blocks
+from layerwise.backbone.architectures import architecture
+from layerwise.backbone.structure import blocks
+from layerwise.compression.rotation import Gram
 
 TOKENS = random_tokens(8, 12)
 LENGTHS = (12, 7, 3, 12, 9, 1, 5, 8)  # of windows with padding

@@ -10,8 +10,8 @@ import pytest
 import torch
 from families import FAMILIES, random_tokens, tiny
 from layerwise import world
+from layerwise.backbone.structure import UnknownStructure, blocks, linears
 from layerwise.models import DamagedModel
-from layerwise.structure import UnknownStructure, blocks, linears
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 

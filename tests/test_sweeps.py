@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from layerwise.store import Store
+from layerwise.experiments.store import Store
 
 
 def points(n=3):

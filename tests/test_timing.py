@@ -5,7 +5,7 @@ import layerwise as lw
 import pytest
 import torch
 from families import FAMILIES, tiny
-from layerwise import timing
+from layerwise.evaluation import timing
 
 SHORT = {"prompt": 10, "new": 5}
 

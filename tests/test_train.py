@@ -76,7 +76,7 @@ def test_the_logged_test_loss_is_that_of_transformers(whole):
 
 
 def test_explicit_attention_is_attention():
-    model = recipes.build(replace(TINY, layers=3), seed=1)
+    model = recipes.build_model(replace(TINY, layers=3), seed=1)
     tokens = torch.randint(0, 2048, (2, LENGTH))
     with torch.no_grad():
         ours = model(tokens).logits
@@ -336,11 +336,11 @@ def test_the_log_says_what_a_run_was_begun_with_and_what_changed_on_the_way(tmp_
 
 def test_a_shipped_run_can_be_checked(whole, tmp_path):
     whole.export(tmp_path / "tiny")
-    table = train.check(TINY, tmp_path / "tiny", tmp_path / "again", steps=10, compiled=False)
+    table = train.check_beginning(TINY, tmp_path / "tiny", tmp_path / "again", steps=10, compiled=False)
     assert table["step"].tolist() == [5, 10]
     assert table["difference"].abs().max() < 1e-3
     with pytest.raises(ValueError, match="no longer"):
-        train.check(replace(TINY, learning_rate=1.0), tmp_path / "tiny", tmp_path / "other", compiled=False)
+        train.check_beginning(replace(TINY, learning_rate=1.0), tmp_path / "tiny", tmp_path / "other", compiled=False)
 
 
 def test_an_unknown_recipe_lists_the_names(capsys):

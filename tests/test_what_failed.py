@@ -9,7 +9,7 @@ import layerwise as lw
 import numpy as np
 import pandas as pd
 from layerwise import claims, results, stats
-from layerwise.claims import sweeps
+from layerwise.claims import block_orders
 
 ROOT = Path(__file__).parents[1]
 PAGE = " ".join((ROOT / "book" / "what_failed.md").read_text().split())
@@ -55,7 +55,7 @@ def by_order(rows):
 def luck(rows, order):
     """Chance that a random order does as well over the sweep."""
     losses = by_order(rows)
-    return sweeps.luck(-losses[order, 0], -losses["random"])
+    return block_orders.luck(-losses[order, 0], -losses["random"])
 
 
 def over_draws(differences):
@@ -164,7 +164,7 @@ def test_removal_by_lim_ends_behind_removal_of_the_last():
         "of ten random first cuts, eight lose less on each of the two shallower models, and all ten on the deepest",
     )
     plans = rows("quantization_vs_pruning", "plans")
-    windows = sweeps.windows_of(plans, ["model", "family", "amount"])
+    windows = block_orders.windows_of(plans, ["model", "family", "amount"])
     for name, part in plans.groupby("model"):
         lim, last = (
             part[part["family"] == family].groupby("amount")[windows].mean()
@@ -193,7 +193,7 @@ def test_widths_that_lie_far_apart_gain_nothing():
     mixes = pd.concat([quantized("orders"), quantized("gptq")]).query("order == 'LIM' and 0 < lowered < blocks")
     one_width, keys = quantized("uniform"), ["model", "quantizer", "average_bits"]
     found = mixes.merge(one_width, on=keys, suffixes=("", "_one"))
-    windows = sweeps.windows_of(mixes, keys)
+    windows = block_orders.windows_of(mixes, keys)
     change = found[windows].to_numpy() - found[[f"{name}_one" for name in windows]].to_numpy()
     found[["value", "low", "high"]] = [stats.mean(each) for each in change]
     found["p"] = stats.holm([stats.p_value(each) for each in change])
@@ -225,8 +225,8 @@ def test_part_of_a_scores_gain_is_its_first_block():
         costly, blocks = part.groupby("block")["kl"].mean().nlargest(4).index, part["block"].nunique()
         assert name == "6L" or set(costly) == {0, *range(blocks - 3, blocks)}, (name, quantizer)
     for (name, quantizer), part in techniques(quantized("orders", "4→2")):
-        sweep = sweeps.read(part, list(sweeps.RANDOM))
-        gained_by_sparing = stats.crossed_mean(np.subtract(*map(sweep.area, sweeps.RANDOM)))
+        sweep = block_orders.read_orders(part, list(block_orders.RANDOM))
+        gained_by_sparing = stats.crossed_mean(np.subtract(*map(sweep.area, block_orders.RANDOM)))
         assert name == "6L" or gained_by_sparing.low > 0, (name, quantizer)
         assert (luck(part, "LIM") > 0.05) == (name == "6L"), (name, quantizer)
         if quantizer == "quanto":  # the one that is judged

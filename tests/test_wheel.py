@@ -7,7 +7,7 @@ from pathlib import Path
 import layerwise as lw
 import pytest
 import torch
-from layerwise.packaged import PREFIX, WHEELS
+from layerwise.models.wheels import PREFIX, WHEELS
 from layerwise.quantization import HQQ
 from layerwise.quantization.packed import dequantized
 

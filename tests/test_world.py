@@ -17,8 +17,7 @@ from layerwise.world import stories as stories_module
 from layerwise.world.entities import TRAITS, World
 from layerwise.world.stories import stories
 from layerwise.world.tokens import FOLDER as TOKENIZER
-from layerwise.world.tokens import save as save_tokenizer
-from layerwise.world.tokens import train as train_tokenizer
+from layerwise.world.tokens import save_tokenizer, train_tokenizer
 
 
 def texts(kind, n, split="train"):

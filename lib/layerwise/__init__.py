@@ -7,49 +7,50 @@ models, so that `AutoModelForCausalLM.from_pretrained` finds them.
 
 from importlib import import_module
 
-from layerwise import sliced as sliced  # registers its classes
+from layerwise.compression import sliced as sliced  # registers its classes
 
 __version__ = "0.1.0"
 
+# Where each name is: the module of a function, and of a module its path below this package.
 _FUNCTIONS = {
     "load": "models",
     "save": "models",
-    "tokens": "corpora",
-    "shape": "shapes",
-    "calibrate": "slicing",
-    "compress": "compression",
-    "compress_checkpoint": "streaming",
+    "tokens": "text.corpora",
+    "shape": "backbone.shapes",
+    "calibrate": "compression.slicing",
+    "compress": "compression.compress",
+    "compress_checkpoint": "models.streaming",
     "Plan": "plans",
     "Layer": "plans",
-    "Assembly": "assembly",
+    "Assembly": "experiments.assembly",
     "Reference": "evaluation",
     "perplexity": "evaluation",
     "compare": "evaluation",
-    "accuracy": "tasks",
-    "answers": "tasks",
+    "accuracy": "evaluation.tasks",
+    "answers": "evaluation.tasks",
     "size": "evaluation",
-    "speed": "timing",
-    "memory": "footprint",
-    "sweep": "sweeps",
+    "speed": "evaluation.timing",
+    "memory": "evaluation.footprint",
+    "sweep": "experiments.sweeps",
 }
-_MODULES = (
-    "architectures",
-    "book",
-    "claims",
-    "corpora",
-    "damage",
-    "evaluation",
-    "figures",
-    "models",
-    "plans",
-    "quantization",
-    "results",
-    "scores",
-    "slicing",
-    "stats",
-    "structure",
-    "world",
-)
+_MODULES = {
+    "architectures": "backbone.architectures",
+    "book": "book",
+    "claims": "claims",
+    "corpora": "text.corpora",
+    "damage": "evaluation.damage",
+    "evaluation": "evaluation",
+    "figures": "figures",
+    "models": "models",
+    "plans": "plans",
+    "quantization": "quantization",
+    "results": "experiments.results",
+    "scores": "scores",
+    "slicing": "compression.slicing",
+    "stats": "stats",
+    "structure": "backbone.structure",
+    "world": "world",
+}
 
 __all__ = [*_FUNCTIONS, *_MODULES]
 
@@ -58,7 +59,7 @@ def __getattr__(name: str):
     if name in _FUNCTIONS:
         return getattr(import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
     if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
+        return import_module(f"{__name__}.{_MODULES[name]}")
     raise AttributeError(f"layerwise has no {name!r}; it has {', '.join(__all__)}")
 
 

@@ -17,9 +17,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise import devices, passes, stats
-from layerwise.corpora import check_mask, check_text
-from layerwise.structure import blocks, evaluating, experts, is_sliced, linears, text_config
+from layerwise import stats
+from layerwise.backbone import devices, passes
+from layerwise.backbone.structure import blocks, evaluating, experts, is_sliced, linears, text_config
+from layerwise.text.corpora import check_mask, check_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -229,7 +230,7 @@ def _batches(model: PreTrainedModel, tokens: Tensor, mask: Tensor | None, batch:
     device = devices.entrance(model)
     for start in tqdm(range(0, len(tokens), batch), desc="scoring", unit="batch", leave=False, delay=5):
         rows = slice(start, start + batch)
-        passes.run(model, tokens[rows].to(device), None if mask is None else mask[rows].to(device))
+        passes.run_trunk(model, tokens[rows].to(device), None if mask is None else mask[rows].to(device))
         yield rows
 
 
@@ -291,17 +292,13 @@ def _share_above_one(block: nn.Module, index: int) -> float:
         found = {name: linear.weight for name, linear in linears(block).items()} | experts(block)
         weights = {name: weight.detach().cpu() for name, weight in found.items()}
     count = sum(w.numel() for w in weights.values())
-    total = 0.0
-    for name, weight in weights.items():
-        part = weight.sum(dtype=torch.float64).item()
-        if not np.isfinite(part):
-            raise ValueError(f"block {index}: the weights of {name} hold NaN or infinity, so they have no z-score")
-        total += part
-    mean = total / count
+    sums = {name: weight.sum(dtype=torch.float64).item() for name, weight in weights.items()}
+    if bad := [name for name, total in sums.items() if not np.isfinite(total)]:
+        raise ValueError(f"block {index}: the weights of {bad[0]} hold NaN or infinity, so they have no z-score")
+    mean = sum(sums.values()) / count
     # Deviations from the mean in a second pass: E[w^2] - E[w]^2 would cancel. One matrix at a time is in float64.
     variance = sum((w.double() - mean).square_().sum().item() for w in weights.values()) / count
-    limit = mean + variance**0.5
-    return sum(torch.count_nonzero(w.double() > limit).item() for w in weights.values()) / count
+    return sum(torch.count_nonzero(w.double() > mean + variance**0.5).item() for w in weights.values()) / count
 
 
 def _checked(value: ArrayLike, score: Score, model: PreTrainedModel) -> np.ndarray:

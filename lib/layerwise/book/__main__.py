@@ -6,10 +6,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from layerwise.results import add_rows
+from layerwise.experiments.results import add_rows
 
 from .build import BuildError, build, named_figures
-from .check import check
+from .check import check_pages
 from .execute import NotebookError, execute
 from .paths import find_root
 from .sync import sync
@@ -32,9 +32,9 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-def checked(root: Path) -> None:
+def check_built(root: Path) -> None:
     """Check the built pages; raises BuildError that lists what is wrong."""
-    problems = check(root)
+    problems = check_pages(root)
     if problems:
         raise BuildError("The built pages have faults:\n" + "\n".join(f"  {problem}" for problem in problems))
 
@@ -74,10 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"wrote {path}")
         elif options.job == "build":
             page = build(root)
-            checked(root)
+            check_built(root)
             print(f"The book is built. Open {page}")
         elif options.job == "check":
-            checked(root)
+            check_built(root)
         elif options.job == "add":
             add(root, options.archive)
         elif options.job == "execute":

@@ -81,7 +81,7 @@ def check_page(path: Path) -> list[str]:
     return problems
 
 
-def check(root: Path) -> list[str]:
+def check_pages(root: Path) -> list[str]:
     """Everything that is wrong with the built book under `_build/html`, one line each; empty when it is good."""
     site = root / "_build" / "html"
     problems = []

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import papermill
 from nbclient.exceptions import DeadKernelError
 
-from .paths import source
+from .paths import notebook_source
 from .sync import read_notebook
 
 CACHES = {"__pycache__", ".ipynb_checkpoints"}
@@ -36,7 +36,7 @@ def dependencies(root: Path, name: str) -> Iterator[Path]:
 
     The book's own machinery is left out, except for what notebooks import from it, and so are results that none reads.
     """
-    yield source(root, name)
+    yield notebook_source(root, name)
     if (root / "constraints.txt").is_file():
         yield root / "constraints.txt"
     machinery = root / "lib" / "layerwise" / "book"
@@ -48,7 +48,7 @@ def dependencies(root: Path, name: str) -> Iterator[Path]:
                     yield path
 
 
-def fingerprint(root: Path, name: str, parameters: dict) -> str:
+def notebook_fingerprint(root: Path, name: str, parameters: dict) -> str:
     """A hash over the names and contents of all dependencies and the parameters."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     for path in dependencies(root, name):
@@ -67,7 +67,7 @@ def execute(root: Path, name: str, parameters: dict | None = None, folder: str =
     parameters = parameters or {}
     build = root / "_build"
     done, record = build / folder / f"{name}.ipynb", build / folder / f"{name}.json"
-    key = fingerprint(root, name, parameters)
+    key = notebook_fingerprint(root, name, parameters)
     if done.is_file() and record.is_file():
         last = json.loads(record.read_text(encoding="utf-8"))
         if last["fingerprint"] == key:
@@ -77,18 +77,18 @@ def execute(root: Path, name: str, parameters: dict | None = None, folder: str =
         path.parent.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
     start = time.perf_counter()
-    run(root, name, parameters, running)
+    run_notebook(root, name, parameters, running)
     seconds = round(time.perf_counter() - start, 1)
     os.replace(running, done)
     record.write_text(json.dumps({"fingerprint": key, "seconds": seconds}) + "\n", encoding="utf-8")
     return Executed(done, True, seconds)
 
 
-def run(root: Path, name: str, parameters: dict, output: Path) -> None:
+def run_notebook(root: Path, name: str, parameters: dict, output: Path) -> None:
     """Run all cells into `output` with this interpreter's own kernel; raises NotebookError."""
     # A kernel that the user once installed under the same name would be another environment's Python.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    notebook = read_notebook(source(root, name))
+    notebook = read_notebook(notebook_source(root, name))
     try:
         executed = papermill.execute_notebook(
             notebook,

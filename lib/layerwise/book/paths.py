@@ -42,7 +42,7 @@ def chapters(root: Path) -> list[str]:
     return [page.removeprefix("notebooks/") for page in toc_pages(root) if page.startswith("notebooks/")]
 
 
-def source(root: Path, name: str) -> Path:
+def notebook_source(root: Path, name: str) -> Path:
     """The text source of a notebook; raises FileNotFoundError that lists the notebooks there are."""
     path = root / "notebooks" / f"{name}.md"
     if not path.is_file():

@@ -8,7 +8,7 @@ import jupytext
 import nbformat
 import yaml
 
-from .paths import notebook_names, source
+from .paths import notebook_names, notebook_source
 
 OWNER_AND_NAME = r"[\w.-]+/[\w-]+"
 # The shapes in which the repository's own address is written; other repositories are only ever plain links.
@@ -65,7 +65,7 @@ def stale_pairs(root: Path) -> list[str]:
     stale = []
     for name in names:
         twin = root / "notebooks" / f"{name}.ipynb"
-        if not twin.is_file() or twin.read_text(encoding="utf-8") != notebook_text(source(root, name)):
+        if not twin.is_file() or twin.read_text(encoding="utf-8") != notebook_text(notebook_source(root, name)):
             stale.append(name)
     return stale + [path.stem for path in (root / "notebooks").glob("*.ipynb") if path.stem not in names]
 
@@ -115,6 +115,6 @@ def sync(root: Path) -> list[str]:
             written.append(path)
     for name in notebook_names(root):
         twin = root / "notebooks" / f"{name}.ipynb"
-        if write_if_changed(twin, notebook_text(source(root, name))):
+        if write_if_changed(twin, notebook_text(notebook_source(root, name))):
             written.append(twin)
     return [str(path.relative_to(root)) for path in written]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from layerwise import stats
-from layerwise.claims.sweeps import TIMES, check_plans, share_left, windows_of
+from layerwise.claims.block_orders import TIMES, check_plans, share_left, windows_of
 from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, Verdict, counted, in_words
 from layerwise.stats import Estimate
 

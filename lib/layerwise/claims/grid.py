@@ -84,7 +84,7 @@ class Grid:
         return self.settings.loc[index], times
 
 
-def read(rows: pd.DataFrame, settings: list[str], units: list[str]) -> Grid:
+def read_grid(rows: pd.DataFrame, settings: list[str], units: list[str]) -> Grid:
     """Rows of one model, one per setting, draw and unit, each named by the columns given, with a `difference`.
 
     Raises ValueError for a column that is missing, rows of several models, and a difference that is missing, infinite

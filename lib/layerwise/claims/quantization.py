@@ -1,6 +1,6 @@
 """Q1, Q5 and Q6: fewer bits for the blocks that a score calls unimportant, against random ones (arXiv 2406.17415).
 
-All take the rows of `sweeps.read`, one per plan. The rival is a random order: "random", or "random, block 0 high",
+All take the rows of `read_orders`, one per plan. The rival is a random order: "random", or "random, block 0 high",
 which lowers block 0 last and so shows what is left of a claim beyond leaving block 0 alone. Further columns are not
 read.
 """
@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from layerwise import stats
-from layerwise.claims import sweeps
-from layerwise.claims.sweeps import RANDOM
+from layerwise.claims import block_orders
+from layerwise.claims.block_orders import RANDOM
 from layerwise.claims.verdict import (
     CANNOT_TELL,
     DOES_NOT,
@@ -40,19 +40,19 @@ def share_within(rows: pd.DataFrame, order: str, level: float = 0.9) -> Estimate
     draws' shares, what one order taken at random may expect.
 
     The interval is a bootstrap over windows, and for random orders over draws as well; it is missing (NaN) for a single
-    window or draw. Rows are of one setting; errors as for `sweeps.read`, for a level outside (0, 1), and for sweeps
+    window or draw. Rows are of one setting; errors as for `read_orders`, for a level outside (0, 1), and for sweeps
     over three widths, which have no such share.
     """
-    return sweeps.read(rows, [order]).shares(order, level).estimate
+    return block_orders.read_orders(rows, [order]).shares(order, level).estimate
 
 
 def shares(rows: pd.DataFrame, level: float = 0.9) -> pd.DataFrame:
     """`share_within` of every order in every setting: model, quantizer, group, levels, order, value, low, high."""
     found = []
-    for setting, part in rows.groupby(sweeps.SETTING, sort=False):
+    for setting, part in rows.groupby(block_orders.SETTING, sort=False):
         for order in part["order"].unique():
             share = share_within(part, order, level)._asdict()
-            found.append({**dict(zip(sweeps.SETTING, setting, strict=True)), "order": order, **share})
+            found.append({**dict(zip(block_orders.SETTING, setting, strict=True)), "order": order, **share})
     return pd.DataFrame(found)
 
 
@@ -76,7 +76,7 @@ def q1(rows: pd.DataFrame, level: float = 0.9, order: str = "LIM", rival: str = 
     sweep = _against_random(rows, order, rival)
     own, others = (sweep.shares(name, level) for name in (order, rival))
     gain = Estimate(*(100 * number for number in own.minus(others)))
-    luck = sweeps.luck(own.by_draw[0], others.by_draw)
+    luck = block_orders.luck(own.by_draw[0], others.by_draw)
     enough, why_enough = _at_least(own.estimate, BY_SCORE[0])
     more, why_more = more_than_luck(gain, luck, LEAST, "points")
     verdict = all_of([enough, more])
@@ -85,7 +85,7 @@ def q1(rows: pd.DataFrame, level: float = 0.9, order: str = "LIM", rival: str = 
         f"{rival} until {_percent(others.estimate)}, {in_words(gain, 'points')} between them ({sweep.name}): "
         f"{why_enough}; {why_more}"
     )
-    if verdict != HOLDS and (why := sweeps.untested(sweep, order, level)):
+    if verdict != HOLDS and (why := block_orders.untested(sweep, order, level)):
         verdict, reason = CANNOT_TELL, f"{reason}; but {why}, so orders are not put to the test"
     statement = (
         f"By {order} quality stays within {100 * level:g} % of the original until at least {100 * BY_SCORE[0]:g} % of "
@@ -113,7 +113,7 @@ def q5(
     With the rival "random, block 0 high", block 0 is left out of the correlation too. It holds where both parts do,
     and doesn't where one doesn't. In the verdict's rows a column `table` tells sweep, scores and damage apart.
 
-    Raises ValueError as `sweeps.read` does, for a rival that is not random, and for scores or damage that do not cover
+    Raises ValueError as `read_orders` does, for a rival that is not random, and for scores or damage that do not cover
     the model's blocks once each or have no order.
     """
     sweep = _against_random(rows, score, rival)
@@ -151,7 +151,7 @@ def gains(rows: pd.DataFrame, order: str = "LIM", rival: str = "random") -> pd.D
     that all techniques (quantizer and group) of a model and its levels have. `p` is corrected by Holm's method for the
     number of techniques; it is NaN, like the interval, where one of them has a single window or draw.
 
-    Errors as for `sweeps.read`, and for a rival that is not random.
+    Errors as for `read_orders`, and for a rival that is not random.
     """
     parts = []
     for _, part in rows.groupby(["model", "levels"], sort=False):
@@ -207,28 +207,28 @@ def q6(rows: pd.DataFrame, order: str = "LIM", rival: str = "random") -> Verdict
     return Verdict(_claim("Q6", rival), statement, verdict, *effect, "nats", reason, rows)
 
 
-def _against_random(rows: pd.DataFrame, order: str, rival: str) -> sweeps.Sweep:
+def _against_random(rows: pd.DataFrame, order: str, rival: str) -> block_orders.Sweep:
     if rival not in RANDOM or order in RANDOM:
         raise ValueError(f"an order is compared with one of {', '.join(map(repr, RANDOM))}; {order!r} with {rival!r}?")
-    sweep = sweeps.read(rows, [order, rival])
+    sweep = block_orders.read_orders(rows, [order, rival])
     if (draws := len(sweep.loss[order])) > 1:
         raise ValueError(f"{order} has {draws} draws: an order that comes from a score has one")
     return sweep
 
 
-def _saved(sweep: sweeps.Sweep, order: str, rival: str) -> np.ndarray:
+def _saved(sweep: block_orders.Sweep, order: str, rival: str) -> np.ndarray:
     """Mean loss over the sweep by the rival minus that by the order: `[draws of the rival, windows]`."""
     return sweep.area(rival) - sweep.area(order)
 
 
-def _gain(sweep: sweeps.Sweep, order: str, rival: str) -> tuple[Estimate, float]:
+def _gain(sweep: block_orders.Sweep, order: str, rival: str) -> tuple[Estimate, float]:
     """What the order saves, and the luck: the chance that an order without information saves as much."""
     by_draw = [-sweep.area(name).mean(axis=1) for name in (order, rival)]
-    return stats.crossed_mean(_saved(sweep, order, rival)), sweeps.luck(by_draw[0][0], by_draw[1])
+    return stats.crossed_mean(_saved(sweep, order, rival)), block_orders.luck(by_draw[0][0], by_draw[1])
 
 
 def _by_block(
-    scores: pd.DataFrame, damage: pd.DataFrame, score: str, sweep: sweeps.Sweep
+    scores: pd.DataFrame, damage: pd.DataFrame, score: str, sweep: block_orders.Sweep
 ) -> tuple[np.ndarray, np.ndarray]:
     """The score `[L]` and the damage `[L, windows]`, both of the model of a sweep."""
     model, blocks = sweep.setting["model"], range(sweep.blocks)

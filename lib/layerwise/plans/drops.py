@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from layerwise.plans.plan import Layer, Plan, whole
-from layerwise.plans.slices import finite
+from layerwise.plans.slices import finite_importance
 
 if TYPE_CHECKING:
-    from layerwise.shapes import Shape
+    from layerwise.backbone.shapes import Shape
 
 
 def drop(shape: Shape, importance: ArrayLike, k: int) -> Plan:
@@ -23,7 +23,7 @@ def drop(shape: Shape, importance: ArrayLike, k: int) -> Plan:
 
     Raises ValueError for an importance that isn't `L` finite numbers, and for a `k` that leaves no block.
     """
-    order = np.argsort(-finite(importance, shape.L), kind="stable")
+    order = np.argsort(-finite_importance(importance, shape.L), kind="stable")
     kept = set(order[: shape.L - whole("k", k, 0, shape.L - 1)].tolist())
     return Plan(tuple(Layer(keep=i in kept) for i in range(shape.L)), shape.D)
 

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from layerwise.plans.plan import Layer, Plan, whole
-from layerwise.plans.slices import finite, share
+from layerwise.plans.slices import finite_importance, share
 
 if TYPE_CHECKING:
-    from layerwise.shapes import Shape
+    from layerwise.backbone.shapes import Shape
 
 
 def bits(
@@ -35,7 +35,7 @@ def bits(
     Raises ValueError for an importance that isn't `L` finite numbers, for counts that are not whole, are negative or
     don't add up to `L`, and for widths that don't go down.
     """
-    order = np.argsort(-finite(importance, shape.L), kind="stable")
+    order = np.argsort(-finite_importance(importance, shape.L), kind="stable")
     if low_layers is not None and widths is None and counts is None:
         low_layers = whole("low_layers", low_layers, 0, shape.L)
         widths, counts = (high, low), (shape.L - low_layers, low_layers)
@@ -64,7 +64,7 @@ def outliers(shape: Shape, importance: ArrayLike, mean: float, base: float = 0.0
     Raises ValueError for an importance that isn't `L` finite numbers, shares outside [0, 1), a `base` above `mean`, and
     a share that would reach 1.
     """
-    scores = finite(importance, shape.L) / 2  # so that the range of the largest floats is one too
+    scores = finite_importance(importance, shape.L) / 2  # so that the range of the largest floats is one too
     mean, base = share("mean", mean), share("base", base)
     if base > mean:
         raise ValueError(f"base {base:g} is above the mean {mean:g}: what every block keeps can't be more than that")

@@ -20,7 +20,7 @@ import numpy as np
 from layerwise.plans.storage import Grouped, Stored, tables
 
 if TYPE_CHECKING:
-    from layerwise.shapes import Shape
+    from layerwise.backbone.shapes import Shape
 
 FIELDS = ("keep", "width", "bits", "outliers")
 
@@ -140,7 +140,6 @@ class Plan:
         kept = [i for i, layer in enumerate(self.layers) if layer.keep]
         if not self.slices:
             return sum(shape.parameters[i] for i in kept) + shape.other_parameters
-
         if isinstance(sliced := shape.slicing, str):
             raise ValueError(sliced)
         one, two = tables(sliced.head_rows, self.width, self.stream[0], self.head)
@@ -171,8 +170,8 @@ class Plan:
         Blocks without bits count at the dtype of the shape. Arguments and errors as in `predicted_bytes`.
         """
         weights, taken = self._quantized(shape, stored)
-        kept = [i for i, layer in enumerate(self.layers) if layer.keep]
-        total = sum(rows * columns for i in kept for rows, columns in self._sizes(shape, i))
+        sizes = (self._sizes(shape, i) for i, layer in enumerate(self.layers) if layer.keep)
+        total = sum(rows * columns for block in sizes for rows, columns in block)
         return 8 * (taken + (total - weights) * shape.bytes_per_parameter) / total
 
     def _quantized(self, shape: Shape, stored: Stored | None) -> tuple[int, int]:
@@ -181,9 +180,7 @@ class Plan:
         stored, weights, taken = stored or Grouped(), 0, 0
         counted = "outliers" in inspect.signature(stored).parameters
         if any(layer.outliers for layer in self.kept) and not counted:
-            raise ValueError(
-                "the plan keeps outliers: give the `stored` of their quantizer, lw.quantization.Outliers()"
-            )
+            raise ValueError("the plan keeps outliers: give `stored` of their quantizer, lw.quantization.Outliers()")
         for i, layer in enumerate(self.layers):
             if layer.keep and layer.bits is not None:
                 sizes = self._sizes(shape, i)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise.devices import check_present, finite
+from layerwise.backbone.devices import all_finite, check_present
+from layerwise.backbone.structure import blocks, experts, linears, weight_matrix
 from layerwise.quantization.packed import PackedLinear, Quantized
-from layerwise.structure import blocks, experts, linears, matrix
 
 
 class Blockwise(ABC):
@@ -40,9 +40,9 @@ class Blockwise(ABC):
     def __call__(self, model: nn.Module, bits: Sequence[int | None], tokens: Tensor | None = None) -> nn.Module:
         """`model` with the linear layers of block i at `bits[i]` bits, in place; None leaves a block as it is.
 
-        `tokens` are not used. Raises ValueError as `check`, and as `block`.
+        `tokens` are not used. Raises ValueError as `check_bits`, and as `block`.
         """
-        check(self, model, bits)
+        check_bits(self, model, bits)
         check_matrices(self, model, bits)
         for _ in each_block(self, model, bits, copies=False):
             pass
@@ -56,7 +56,7 @@ class Blockwise(ABC):
         for path, linear in linears(block).items():
             try:
                 check_finite(linear.weight)
-                quantized = self.matrix(matrix(linear).float(), bits)
+                quantized = self.matrix(weight_matrix(linear).float(), bits)
                 if not (quantized.scale.isfinite().all() and quantized.zero.isfinite().all()):
                     raise ValueError("the weights are too large for scales in float16")
                 done[path] = PackedLinear(quantized, bits, linear.bias)
@@ -67,7 +67,7 @@ class Blockwise(ABC):
         return block
 
 
-def check(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
+def check_bits(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
     """Raise ValueError unless there is a width for each block, one that the quantizer has, and blocks that it can do.
 
     It can't do experts that are one parameter for all: they are no matrices, and the rest of a block is little. Nor can
@@ -106,14 +106,14 @@ def check_matrices(quantizer, model: nn.Module, bits: Sequence[int | None]) -> N
         for path, linear in linears(block).items() if width else ():
             try:
                 check_finite(linear.weight)
-                quantizer.check_columns(matrix(linear).shape[1])
+                quantizer.check_columns(weight_matrix(linear).shape[1])
             except ValueError as error:
                 raise ValueError(f"{quantizer.name}, block {i}, {path}: {error}") from error
 
 
 def check_finite(weight: Tensor) -> None:
     """Raise ValueError if a matrix holds NaN or infinity."""
-    if not finite(weight):
+    if not all_finite(weight):
         raise ValueError("the weights hold NaN or infinity: get the checkpoint anew")
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from layerwise.backbone.structure import Conv1D, untie_what_differs, weight_matrix
 from layerwise.quantization.packed import (
     STATISTIC_GROUP,
     Outlying,
@@ -25,7 +26,6 @@ from layerwise.quantization.packed import (
     SparseLinear,
     packed,
 )
-from layerwise.structure import Conv1D, matrix, untie_what_differs
 
 METHOD = "layerwise"
 FORMAT = 1
@@ -42,7 +42,7 @@ def files(config: dict) -> list[str]:
     return config["quantization_config"].get("files", [FILE])
 
 
-def write(model: nn.Module, folder: Path) -> None:
+def write_packed(model: nn.Module, folder: Path) -> None:
     """Write a model with packed layers to an empty folder; tied tensors are stored once."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors, seen = {}, set()
@@ -70,8 +70,8 @@ def describe(model: nn.Module, folder: Path, names: list[str], layers: dict[str,
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def read(folder: Path) -> nn.Module:
-    """The model that `write` wrote, on the CPU. Raises ValueError that says what is wrong with the folder."""
+def read_packed(folder: Path) -> nn.Module:
+    """The model that `write_packed` wrote, on the CPU. Raises ValueError that says what is wrong with the folder."""
     config = json.loads((folder / "config.json").read_text())
     names, about = files(config), config.pop("quantization_config")
     if about.get("format") != FORMAT:
@@ -105,7 +105,7 @@ def _empty(linear: nn.Linear | Conv1D, tensors: dict, path: str, bits: int, grou
     def like(name: str) -> torch.Tensor:
         return torch.empty_like(tensors[f"{path}.{name}"])
 
-    rows, columns = matrix(linear).shape
+    rows, columns = weight_matrix(linear).shape
     with torch.device("meta"):
         codes = torch.empty(rows, columns, dtype=torch.uint8)
         scale, zero = like("scale"), like("zero")

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from layerwise.corpora import check_text
-from layerwise.quantization.blockwise import check, check_matrices, whole_groups
+from layerwise.backbone.structure import blocks, blocks_path, linears
+from layerwise.quantization.blockwise import check_bits, check_matrices, whole_groups
 from layerwise.quantization.packages import needs
-from layerwise.structure import blocks, blocks_path, linears
+from layerwise.text.corpora import check_text
 
 BATCH = 8  # windows that are calibrated at a time
 
@@ -46,7 +46,7 @@ class GPTQ:
     layers: ClassVar[type] = nn.Linear  # llm-compressor knows no Conv1D of GPT-2
 
     def __call__(self, model: nn.Module, bits: Sequence[int | None], tokens: Tensor | None = None) -> nn.Module:
-        check(self, model, bits)
+        check_bits(self, model, bits)
         if tokens is None:
             raise ValueError("gptq needs calibration text: give tokens=lw.tokens(...)")
         check_text(model, tokens)
@@ -164,9 +164,9 @@ def compressed(model: nn.Module) -> Compressed:
     return found
 
 
-def write(model: nn.Module, folder: Path) -> None:
+def write_gptq(model: nn.Module, folder: Path) -> None:
     """Write a model that GPTQ did as compressed-tensors; the model itself stays unpacked."""
-    with quiet():
+    with quiet_gptq():
         kind = needs("compressed_tensors.compressors", "compressed-tensors").ModelCompressor
         packed = copy.deepcopy(model)  # since packing is done in place
         compressor = kind.from_pretrained_model(packed)
@@ -190,7 +190,7 @@ def _words(count: int, bits: int) -> int:
 def _progress(model: nn.Module, passes: int) -> Iterator[None]:
     """One bar over the `passes` of each block, in place of llm-compressor's, which has one for every block."""
     handles, out = [], sys.stderr
-    with tqdm(total=passes * len(blocks(model)), desc="gptq", leave=False, delay=5, file=out) as bar, quiet():
+    with tqdm(total=passes * len(blocks(model)), desc="gptq", leave=False, delay=5, file=out) as bar, quiet_gptq():
         try:
             handles += [block.register_forward_hook(lambda *_: bar.update() and None) for block in blocks(model)]
             yield
@@ -200,7 +200,7 @@ def _progress(model: nn.Module, passes: int) -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_gptq() -> Iterator[None]:
     """llm-compressor and compressed-tensors without log lines for every matrix, and without bars for every step."""
     needs("compressed_tensors", "compressed-tensors")  # where it is imported, it turns its log on
     logger, tracing = needs("loguru", "loguru").logger, logging.getLogger("torch.fx._symbolic_trace")

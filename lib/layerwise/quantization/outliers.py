@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from layerwise.corpora import check_text
-from layerwise.devices import entrance
-from layerwise.passes import entering
-from layerwise.quantization.blockwise import check, check_matrices
+from layerwise.backbone.devices import entrance
+from layerwise.backbone.passes import entering
+from layerwise.backbone.structure import blocks, evaluating, linears, weight_matrix, written
+from layerwise.quantization.blockwise import check_bits, check_matrices
 from layerwise.quantization.packed import STATISTIC_BITS, STATISTIC_GROUP, packed_bytes
 from layerwise.quantization.rounding import gain, inverse_factor, rounded
-from layerwise.structure import blocks, evaluating, linears, matrix, written
+from layerwise.text.corpora import check_text
 
 BATCH = 8  # windows that are run at a time
 MOST = 2**16 - 1  # columns that indices and counts of 16 bits reach to
@@ -61,7 +61,7 @@ class Outliers:
         without bits, no tokens or tokens outside the vocabulary or longer than a table of positions, and weights that
         are NaN or infinite or can't be indexed; later, for inputs of a layer that are NaN or infinite.
         """
-        check(self, model, bits)
+        check_bits(self, model, bits)
         shares = self._shares(bits, outliers)
         if tokens is None:
             raise ValueError("outliers needs calibration text: give tokens=lw.tokens(...)")
@@ -121,9 +121,9 @@ class Outliers:
                 raise ValueError(
                     f"{path}: what enters it is degenerate ({error}): give more calibration text"
                 ) from error
-            gains.append(gain(matrix(linear).float(), factors[path].square().sum(0), bits, self.group))
+            gains.append(gain(weight_matrix(linear).float(), factors[path].square().sum(0), bits, self.group))
         for (path, linear), mask in zip(found.items(), _largest(gains, share), strict=True):
-            weight = matrix(linear).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            weight = weight_matrix(linear).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
             try:
                 layer = rounded(weight, mask, factors.pop(path), bits, self.group, linear.bias)
             except ValueError as error:
@@ -136,7 +136,7 @@ def _products(block: nn.Module, states: Iterable[tuple[Tensor, dict]]) -> dict[s
     found, handles, products = linears(block), [], {}
 
     def watch(path, linear):
-        weight = matrix(linear)
+        weight = weight_matrix(linear)
         total = weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float32)
         products[path] = total
 

@@ -88,7 +88,7 @@ def coreference(rng: random.Random, world: World) -> dict:
     return _item(rng, f"{w.text()} The {thing} was now in the", f"{right}.", [f"{rng.choice(wrong)}."])
 
 
-def taxonomy(rng: random.Random, world: World) -> dict:
+def taxonomy_items(rng: random.Random, world: World) -> dict:
     trait = rng.choice(list(TRAITS))
     asked = {}
     for species in world.species:
@@ -170,7 +170,7 @@ def thing_uses(rng: random.Random, world: World) -> dict:
     return _item(rng, action_sentence(name, action, rng.choice(asked[right])) + " It", f"{right}.", [f"{wrong}."])
 
 
-def people(rng: random.Random, world: World) -> dict:
+def people_items(rng: random.Random, world: World) -> dict:
     attribute = rng.choice(list(ATTRIBUTES))
     asked = {}
     for person in world.people:
@@ -198,7 +198,9 @@ def word_problem(rng: random.Random, world: World) -> dict:
     return {"context": problem, "working": working, "answer": working.rsplit(" ", 1)[1].rstrip(".")}
 
 
-MAKERS = dict(zip(TASKS, (coreference, taxonomy, script_steps, thing_uses, people, word_problem), strict=True))
+MAKERS = dict(
+    zip(TASKS, (coreference, taxonomy_items, script_steps, thing_uses, people_items, word_problem), strict=True)
+)
 
 
 def items(task: str, n: int = ITEMS, seed: int = 0) -> list[dict]:
@@ -212,7 +214,7 @@ def items(task: str, n: int = ITEMS, seed: int = 0) -> list[dict]:
     return list(found.values())
 
 
-def write(folder: Path = TASK_PATH) -> None:
+def write_tasks(folder: Path = TASK_PATH) -> None:
     """Write the items of every task as JSON lines."""
     for task in TASKS:
         lines = (json.dumps(item) for item in items(task))

@@ -101,7 +101,7 @@ def explicit_attention(module, query, key, value, mask, scaling, dropout=0.0, **
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
-def build(recipe: Recipe, seed: int = 0) -> LlamaForCausalLM:
+def build_model(recipe: Recipe, seed: int = 0) -> LlamaForCausalLM:
     """The untrained model in float32, initialised as GPT-2 was: 0.02, over sqrt(2 layers) for residual projections."""
     AttentionInterface.register("explicit", explicit_attention)
     config = LlamaConfig(

@@ -12,11 +12,12 @@ import torch
 from torch import distributed
 from torch.nn import functional as F
 
-from ..results import provenance
-from .checkpoint import load_checkpoint, save_checkpoint, write
+from layerwise.provenance import provenance
+
 from .data import rows
-from .recipes import Recipe, build, learning_rate, optimizers
+from .recipes import Recipe, build_model, learning_rate, optimizers
 from .tokens import FOLDER as TOKENIZER
+from .training_state import load_checkpoint, save_checkpoint, write_synced
 
 IGNORED = -100  # cross_entropy leaves targets of this value out
 
@@ -46,7 +47,7 @@ class Run:
         self.rank, self.processes = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
         if recipe.batch % self.processes:
             raise ValueError(f"{self.processes} processes can't share the {recipe.batch} rows of a step evenly")
-        model = build(recipe, seed).to(self.device)
+        model = build_model(recipe, seed).to(self.device)
         self.masters = {name: weight.detach().clone().requires_grad_() for name, weight in model.named_parameters()}
         self.model = model.to(products(self.device))
         self.loss = torch.compile(self._loss) if compiled else self._loss
@@ -193,7 +194,7 @@ class Run:
         )
         self.sums = [0.0, 0.0, 0.0]
         if self.rank == 0:
-            write(self.folder / "loss.csv", pd.DataFrame(self.log).to_csv(index=False, float_format="%.6g"))
+            write_synced(self.folder / "loss.csv", pd.DataFrame(self.log).to_csv(index=False, float_format="%.6g"))
 
     def _resume(self):
         found = [None if self.rank else load_checkpoint(self.folder)]

@@ -22,7 +22,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(FOLDER)
 
 
-def train(documents: int = 60_000) -> PreTrainedTokenizerFast:
+def train_tokenizer(documents: int = 60_000) -> PreTrainedTokenizerFast:
     """Train the tokenizer on the first `documents` documents of the training text."""
     from .data import documents as source
 
@@ -41,7 +41,7 @@ def train(documents: int = 60_000) -> PreTrainedTokenizerFast:
     )
 
 
-def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json` so that transformers 4 reads them, too.
 
     Transformers 5 itself writes `TokenizersBackend`, its own new name of the class, which transformers 4 doesn't know.

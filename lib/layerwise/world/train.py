@@ -69,7 +69,7 @@ def train(
     return run
 
 
-def check(recipe: Recipe, shipped: Path, folder: Path, steps: int = 200, **options) -> pd.DataFrame:
+def check_beginning(recipe: Recipe, shipped: Path, folder: Path, steps: int = 200, **options) -> pd.DataFrame:
     """Train the first `steps` steps again and set their loss beside that of the shipped `loss.csv`.
 
     Returns step, shipped, here, difference (nats). Rounding differs between machines and numbers of threads and
@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
         shipped = f"{args.name}-s{args.seed}" if args.seed else args.name
         out = args.out or Path("training") / f"{args.name}-s{args.seed}{'-check' if args.check else ''}"
         if args.check:
-            table = check(chosen, WEIGHTS / shipped, out, args.check, **options)
+            table = check_beginning(chosen, WEIGHTS / shipped, out, args.check, **options)
             print(table.to_string(index=False))
             return int(table.empty or table["difference"].abs().max() > 0.05)
         if args.tokens:

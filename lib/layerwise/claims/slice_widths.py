@@ -1,0 +1,132 @@
+"""S1 and S2: dynamic against constant slicing at the same mean slice (arXiv 2411.03513)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from layerwise import stats
+from layerwise.claims import grid
+from layerwise.claims.grid import Grid
+from layerwise.claims.verdict import Verdict, as_much_as, in_words, no_worse, turned
+from layerwise.stats import Estimate
+
+
+def against_constant(rows: pd.DataFrame, value: str = "loss", units: tuple[str, ...] = ("window",)) -> pd.DataFrame:
+    """Rows of other plans, each with its `difference` from constant slicing of the same model, mean, draw and units.
+
+    Rows: model, plan, mean, draw, the columns `units`, and `value`. What the claims on slicing take: of losses by
+    window, or of `correct` answers by task and item.
+
+    Raises ValueError where constant slicing has no row, or several, for what another plan has.
+    """
+    keys = ["model", "mean", "draw", *units]
+    constant = rows.loc[rows["plan"] == "constant", [*keys, value]]
+    others = rows[rows["plan"] != "constant"]
+    both = others.merge(constant, on=keys, suffixes=("", "_constant"))
+    if constant.duplicated(keys).any() or len(both) < len(others):
+        raise ValueError(f"constant slicing needs one row for each {', '.join(keys)} of the other plans")
+    return both.assign(difference=both[value] - both[f"{value}_constant"])
+
+
+def s1(rows: pd.DataFrame, margin: float = 1.0) -> Verdict:
+    """S1: dynamic slicing keeps or improves on constant slicing at the same mean slice.
+
+    Rows, of one model: mean (the budget SP), base (SB), draw, window, and difference, the loss of the dynamic minus
+    that of the constant slices in nats per token of that window, both calibrated on that draw; positive = dynamic is
+    worse. Every setting (mean, base) needs the same draws and windows. Rows with base = mean are constant slices
+    against themselves and are left out.
+
+    The effect is the change of perplexity in %, negative = dynamic is better: the mean over the bases of each budget,
+    then over budgets, so that nothing is chosen. For one base, fixed beforehand, pass its rows alone. The rule is
+    `verdict.no_worse`, with `margin` in % of perplexity.
+
+    Raises ValueError for rows that lack a column or a value, repeat one, are of several models, or have no base below
+    their mean.
+    """
+    cells = _cells(rows, ["window"])
+    bases = cells.settings.groupby("mean")["base"].transform("size")
+    weights = 1 / (bases * cells.settings["mean"].nunique())
+    change = percent(stats.crossed_mean(np.tensordot(weights, cells.values, axes=1)))
+    verdict, why = no_worse(turned(change), margin, "%")
+    statement = "Dynamic slicing keeps or improves on constant slicing at the same mean slice."
+    averaged = f"Averaged over settings, dynamic slicing changes perplexity by {in_words(change, '%')}"
+    return Verdict("S1", statement, verdict, *change, "%", f"{averaged}: {why}; {cells.found()}.", rows)
+
+
+def s1_tasks(rows: pd.DataFrame, claimed: float = 5.0) -> Verdict:
+    """S1 on tasks: in several settings dynamic slicing performs up to 5 % better than constant slicing.
+
+    Rows as for `s1`, but with task and item in place of window; difference is 1 where only the dynamic slices answer
+    an item correctly, -1 where only the constant ones do, else 0. So positive = dynamic is better, and items, not
+    windows, are the units of the interval.
+
+    The effect is the gain in points of accuracy over all items, positive = dynamic is better, at the best setting as
+    `Grid.held_out_best` has it. The rule is `verdict.as_much_as`. The abstract does not say what the 5 % are of:
+    points of accuracy ask for more than % of an accuracy do. Errors as for `s1`.
+    """
+    cells = _cells(rows, ["task", "item"])
+    cells = replace(cells, values=-100 * cells.values)
+    best, chosen = cells.held_out_best()
+    gain = turned(best)
+    verdict, why = as_much_as(gain, claimed, "points")
+    statement = f"In several settings dynamic slicing performs up to {claimed:g} % better than constant slicing."
+    reason = _at_best(cells, chosen, f"dynamic slicing gains {in_words(gain, 'points')} of accuracy: {why}")
+    return Verdict("S1 on tasks", statement, verdict, *gain, "points", reason, rows)
+
+
+def s2(rows: pd.DataFrame, claimed: float = 7.0) -> Verdict:
+    """S2: perplexity falls by as much as 7 % against constant slicing.
+
+    Rows and errors as for `s1`. The effect is the change of perplexity in %, negative = dynamic is better, at the best
+    setting as `Grid.held_out_best` has it. The rule is `verdict.as_much_as`.
+    """
+    cells = _cells(rows, ["window"])
+    best, chosen = cells.held_out_best()
+    change = percent(best)
+    verdict, why = as_much_as(turned(change), claimed, "%")
+    statement = f"Perplexity falls by as much as {claimed:g} % against constant slicing."
+    reason = _at_best(cells, chosen, f"dynamic slicing changes perplexity by {in_words(change, '%')}: {why}")
+    return Verdict("S2", statement, verdict, *change, "%", reason, rows)
+
+
+def settings(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each setting on its own, for a figure: model, mean, base, value, low, high, p.
+
+    Rows and errors as for `s1`, but of any number of models. The value is the relative change of perplexity against
+    constant slicing, -0.05 = 5 % lower = better, with its 95 % interval; `p` is corrected by Holm's method for the
+    number of settings of that model.
+    """
+    parts = []
+    for model, part in rows.groupby("model", sort=False):
+        cells = _cells(part, ["window"])
+        changes = np.expm1([stats.crossed_mean(one) for one in cells.values])
+        estimates = pd.DataFrame(changes, columns=Estimate._fields).assign(p=cells.p_values()[1])
+        parts.append(pd.concat([cells.settings, estimates], axis=1))
+        parts[-1].insert(0, "model", model)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _cells(rows: pd.DataFrame, units: list[str]) -> Grid:
+    if {"mean", "base"} <= set(rows):
+        dynamic = rows["mean"] - rows["base"] > 1e-9
+        if not dynamic.any():
+            raise ValueError("no row has a base below its mean: there are no dynamic slices to judge")
+        rows = rows[dynamic]
+    return grid.read_grid(rows, ["mean", "base"], units)
+
+
+def percent(difference: Estimate) -> Estimate:
+    """A difference of losses in nats as a change of perplexity in %."""
+    return Estimate(*(100 * math.expm1(value) for value in difference))
+
+
+def _at_best(cells: Grid, chosen: list[int], what: str) -> str:
+    if not chosen:
+        return f"No setting can be chosen on some of the data and measured on the rest: {cells.found()}."
+    setting, times = cells.most_chosen(chosen)
+    name = f"SP {100 * setting['mean']:g} %, SB {100 * setting['base']:g} %, in {times} of {len(chosen)} choices"
+    return f"At the setting that is best on other data ({name}), {what}; {cells.found()}."

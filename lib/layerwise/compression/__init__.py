@@ -1,0 +1,1 @@
+"""What a plan says, done to a model: blocks removed, sliced, quantized."""

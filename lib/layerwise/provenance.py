@@ -1,0 +1,73 @@
+"""Where a number comes from: versions, commit, date, machine."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "lm_eval", "datasets", "safetensors")
+
+
+def provenance() -> dict:
+    """Where a number comes from: versions, commit, date, machine. What can't be known is absent, not made up.
+
+    Holds no path and no name of the machine or its user, so that it can be published.
+    """
+    known = {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "layerwise": _version(),
+        "packages": {name: version for name in PACKAGES if (version := _installed(name))},
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if cpu := _cpu():
+        known["cpu"] = cpu
+    if torch.cuda.is_available():
+        known["gpu"] = torch.cuda.get_device_name()
+    return known | _commit()
+
+
+def _version():
+    from layerwise import __version__
+
+    return __version__
+
+
+def _installed(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _commit():
+    """Commit of the checkout that this library runs from, and whether its tracked files were changed since.
+
+    Rows don't count: of two tables that a run writes, the first doesn't make the second one's code another.
+    """
+    here = Path(__file__).parent
+
+    def git(*command):
+        return subprocess.run(["git", *command], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # A package installed inside some other checkout (a virtual environment in it) is not part of that one.
+        git("ls-files", "--error-unmatch", "__init__.py")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
