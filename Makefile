@@ -8,7 +8,7 @@ STAMP := .venv/.layerwise-installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env book test test-latest test-colab lab bench lint types clean
+.PHONY: help env book test test-latest test-extend test-colab lab bench lint types clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ test-latest: ## run the tests with the newest versions that pyproject.toml allow
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv-latest/bin/python -m pytest -n $(JOBS) -k "not gptq"
 
 # Installs this clone's last commit, as Colab installs GitHub's.
+test-extend: $(STAMP) ## extend every chapter as a reader would, by a score and a quantizer
+	OMP_NUM_THREADS=1 $(BIN)/python tests/extend.py
+
 test-colab: $(STAMP) ## run every notebook, at its smallest, in a clean environment as on Colab
 	$(BIN)/python tests/colab.py
 
