@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import papermill
-from layerwise.book.paths import chapters, source
+from layerwise.book.paths import chapters, notebook_source as source
 from layerwise.book.sync import read_notebook
 
 ROOT = Path(__file__).parent.parent
