@@ -239,3 +239,10 @@ def window_rows(rows: pd.DataFrame, value: str = "loss") -> pd.DataFrame:
     long = rows[[*kept, *windows]].melt(id_vars=kept, value_vars=windows, var_name="window", value_name=value)
     long["window"] = long["window"].str[1:].astype(int)
     return long.dropna(subset=[value]).reset_index(drop=True)
+
+
+def item_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with `right`, a + or a - for each item, as a row for each item, with the columns `item` and `correct`."""
+    long = rows.assign(correct=rows["right"].map(list)).drop(columns="right").explode("correct")
+    long["item"] = long.groupby(level=0).cumcount()
+    return long.assign(correct=(long["correct"] == "+").astype(int)).reset_index(drop=True)
