@@ -379,7 +379,7 @@ def test_changes_are_of_perplexity_over_draws_and_windows():
     found = claims.changes(rows, ["model", "plan"])
     values = rows.query("model == '12L' and plan == 'LR'")["difference"].to_numpy().reshape(2, 3)
     expected = np.expm1(lw.stats.crossed_mean(values))
-    assert found.iloc[2].tolist() == ["12L", "LR", *pytest.approx(expected)]
+    assert found.iloc[2].tolist() == ["12L", "LR", *expected]
     alone = claims.changes(rows[rows["draw"] == 0], ["model", "plan"])
     assert alone["low"].isna().all()
     of_model = pd.DataFrame(
