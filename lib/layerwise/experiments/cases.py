@@ -173,7 +173,8 @@ class Runner:
             self._reference = evaluation.Reference(self.model, self.test)
         with self._compressed(case) as model:
             measured = evaluation.window_differences(model, self._reference, self.test)
-        return [_row(*measured) | case.sizes(self.shape)]
+            stored = evaluation.size(model).bytes  # how many outliers there are isn't planned to the last one
+        return [_row(*measured) | case.sizes(self.shape) | {"bytes": stored}]
 
     @contextmanager
     def _compressed(self, case: Case) -> Iterator[nn.Module]:
