@@ -67,6 +67,9 @@ def test_quality_is_what_compress_and_compare_give(study):
         assert row["kl_high"] == pytest.approx(expected.kl_high, abs=1e-6)
         assert row["bytes"] == lw.size(small).bytes
         assert np.mean([row[f"w{i}"] for i in range(3)]) == pytest.approx(row["loss"], abs=1e-5)
+    shared = first.quality("plans", [first.case("6L", plans["slices"], n=4, shared=True)])
+    small = lw.compress(model, plans["slices"], calibration=lw.calibrate(model, first.text("6L", n=4)))
+    assert shared["loss"].item() == pytest.approx(lw.compare(small, model, test).loss, abs=1e-6)
     dense = first.quality("plans", [first.case("6L", None, kind="dense")])
     assert dense["loss"].item() == dense["kl"].item() == 0
     long = window_rows(rows)

@@ -182,9 +182,12 @@ class Runner:
             yield self.model
             return
         how = {"quantizer": case.quantizer} if case.quantizer is not None else {}
+        tokens = case.calibration
         if case.shared and case.plan.slices:
-            how["calibration"] = self._dense_bases(case.calibration)
-        yield compress(self.model, case.plan, tokens=case.calibration, **how)
+            how["calibration"] = self._dense_bases(tokens)
+            if all(layer.bits is None for layer in case.plan.kept):  # nothing else looks at text
+                tokens = None
+        yield compress(self.model, case.plan, tokens=tokens, **how)
 
     def _dense_bases(self, tokens):
         """Bases of the last calibration text: draws come one after the other."""
