@@ -85,7 +85,7 @@ def test_the_cuda_build_in_the_lock_is_that_of_the_pinned_torch():
 
 
 def test_torch_is_installed_under_the_lock_too():
-    installs = re.findall(r"pip install .*", (ROOT / "Makefile").read_text())
+    installs = re.findall(r"\$\(BIN\).* pip install .*", (ROOT / "Makefile").read_text())
     assert len(installs) == 3 and all("--constraint constraints.txt" in line for line in installs), installs
 
 
@@ -252,7 +252,9 @@ def test_the_wheel_holds_the_world_with_its_tasks_and_models(monkeypatch):
 def test_rooms_import_only_from_rooms_above_them():
     order = re.findall(r"^\| `(\w+)/?` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     package = ROOT / "lib" / "layerwise"
-    assert sorted(order) == sorted({path.stem for path in package.iterdir() if path.stem[0] not in "._"})
+    assert sorted(order) == sorted(
+        {path.stem for path in package.iterdir() if path.name[0] not in "._" and path.name != "py.typed"}
+    )
     found = set()
     for path in set(package.rglob("*.py")) - {package / "__init__.py"}:  # which names them all
         inside = path.relative_to(package).with_suffix("").parts

@@ -96,7 +96,9 @@ def q4(rows: pd.DataFrame) -> Verdict:
     of = f" ({kinds[0]})" if len(kinds) == 1 else ""
     statement = f"With more layers, a larger share of the model tolerates compression{of}."
     if len(counts) < 2:
-        return Verdict("Q4", statement, CANNOT_TELL, *[np.nan] * 3, "points", f"There is one depth: {told}.", rows)
+        return Verdict(
+            "Q4", statement, CANNOT_TELL, np.nan, np.nan, np.nan, "points", f"There is one depth: {told}.", rows
+        )
     slope = _slope(rows, enough=counts.min() >= 2)
     if rows["censored"].any():
         verdict, why = CANNOT_TELL, "some models never leave the level, or are never within it"

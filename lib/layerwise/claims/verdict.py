@@ -66,7 +66,7 @@ class Verdict:
     reason: str
     rows: pd.DataFrame
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.verdict not in (known := (HOLDS, DOES_NOT, CANNOT_TELL)):
             raise ValueError(f"a verdict is one of {', '.join(map(repr, known))}, not {self.verdict!r}")
 
@@ -96,7 +96,7 @@ def told(verdicts: Iterable[Verdict]) -> str:
 
 def summary(verdicts: Iterable[Verdict]) -> str:
     """Verdicts on one claim in a clause that goes on from it: "holds on 12L, 24L; can't be told on 6L"."""
-    on = {verdict: [] for verdict in SAID}
+    on: dict[str, list[str]] = {verdict: [] for verdict in SAID}
     for each in verdicts:
         on[each.verdict].append(_models(each))
     told_of = (f"{SAID[verdict]} on {', '.join(names)}" for verdict, names in on.items() if names)
@@ -168,6 +168,6 @@ def counted(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
-def _models(verdict):
+def _models(verdict: Verdict) -> str:
     number = verdict.rows["model"].nunique()
     return verdict.model if number == 1 else f"{number} models together"
