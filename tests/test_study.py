@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from layerwise.experiments import study as studies
-from layerwise.experiments.cases import window_rows
+from layerwise.experiments.cases import item_rows, window_rows
 from layerwise.quantization import RTN
 
 CLEAN = {"commit": "0" * 40, "dirty": False, "date": "2026-11-30"}
@@ -67,6 +67,9 @@ def test_quality_is_what_compress_and_compare_give(study):
         assert row["kl_high"] == pytest.approx(expected.kl_high, abs=1e-6)
         assert row["bytes"] == lw.size(small).bytes
         assert np.mean([row[f"w{i}"] for i in range(3)]) == pytest.approx(row["loss"], abs=1e-5)
+    shared = first.quality("plans", [first.case("6L", plans["slices"], n=4, shared=True)])
+    small = lw.compress(model, plans["slices"], calibration=lw.calibrate(model, first.text("6L", n=4)))
+    assert shared["loss"].item() == pytest.approx(lw.compare(small, model, test).loss, abs=1e-6)
     dense = first.quality("plans", [first.case("6L", None, kind="dense")])
     assert dense["loss"].item() == dense["kl"].item() == 0
     long = window_rows(rows)
@@ -198,6 +201,20 @@ def test_values_by_block_and_by_window(study):
     assert np.allclose(one.score("6L", lw.scores.zd, n=2), lw.scores.zd(one.models["6L"]))
 
 
+def test_scores_of_several_texts_stand_in_one_table(study, tmp_path):
+    full = study(full=True)
+    for n in (1, 2):
+        full.score("6L", lw.scores.lim, n)
+    full.score("6L", lw.scores.lim, 2, corpus="world/stories")
+    rows = pd.read_csv(tmp_path / "results" / "bits" / "scores.csv")
+    texts = rows.groupby(["windows", "text"]).size().to_dict()
+    assert texts == {(1, "world"): 6, (2, "world"): 6, (2, "world/stories"): 6}
+    shown = study(rows=tmp_path / "elsewhere")
+    for n in (1, 2):
+        shown.score("6L", lw.scores.lim, n)
+    assert len(shown.recheck()) == 1  # of a table and model
+
+
 def test_answers_one_row_a_task(study):
     one = study()
     plan = lw.plans.bits(one.shapes["6L"], np.arange(6), 6, 4, 2)
@@ -206,6 +223,11 @@ def test_answers_one_row_a_task(study):
     assert rows["right"].str.len().tolist() == [6] * 4
     expected = lw.answers(one.models["6L"], one.tokenizers["6L"], ["world_uses"], 6)["correct"]
     assert [each == "+" for each in rows["right"][0]] == expected.astype(bool).tolist()
+    long = item_rows(rows)
+    assert len(long) == 24 and long.query("order == 'dense' and task == 'world_uses'")["item"].tolist() == list(
+        range(6)
+    )
+    assert long["correct"][:6].tolist() == expected.tolist()
 
 
 def test_an_executor_gives_the_same(study, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from layerwise import claims, results, stats
 from layerwise.claims import block_orders
+from layerwise.experiments.cases import item_rows, window_rows
 
 ROOT = Path(__file__).parents[1]
 PAGE = " ".join((ROOT / "book" / "what_failed.md").read_text().split())
@@ -127,7 +128,8 @@ def test_importance_adds_little_to_a_quantizer_that_chooses_for_itself():
         "which can't be told from nothing, and loses by ZD",
         "A gain of one per cent by LIM is ruled out on the deepest model alone.",
     )
-    parts = dict(list(rows("dynamic_quantizers", "plans").query("what in ['nothing', 'both']").groupby("model")))
+    plans = window_rows(rows("dynamic_quantizers", "plans").query("what in ['nothing', 'both']"))
+    parts = dict(list(plans.groupby("model")))
     assert set(parts) == MODELS
     for name, part in parts.items():
         by_lim, by_zd = (claims.q2(part, score) for score in ("LIM", "ZD"))
@@ -243,10 +245,10 @@ def test_dynamic_slicing_gains_at_equal_bytes_on_the_deepest_model_only():
         "blocks without their distances; a ramp that measures nothing, and keeps late blocks, does better on the "
         "shallowest and can't be told from it on the next, but it ruins the deepest",
     )
-    budgets = rows("dynamic_slicing", "budgets")
+    budgets = rows("dynamic_slicing", "rivals")
     stored = budgets[budgets["budget"] == "width"].groupby(["model", "plan"])["bytes"].mean().unstack()
     assert (stored["LR"] > stored["constant"]).all()
-    differences = claims.against_constant(budgets)
+    differences = claims.against_constant(window_rows(budgets))
     found = {setting: over_draws(part) for setting, part in differences.groupby(["model", "plan", "budget"])}
     for name in SHALLOW:
         assert found[name, "LR", "width"].high < min(0, found[name, "LR", "bytes"].low)
@@ -282,7 +284,7 @@ def test_accuracy_cannot_tell_dynamic_from_constant_slicing():
     )
     papers = pd.read_csv(ROOT / "results" / "papers.csv").query("claim == 'S1'")
     reported = float(papers["value"].item())
-    answers = rows("dynamic_slicing", "answers").query("mean > 0")
+    answers = item_rows(rows("dynamic_slicing", "answers").query("mean > 0"))
     assert answers["draw"].nunique() == 2
     differences = claims.against_constant(answers, "correct", ("task", "item"))
     for _, part in differences.groupby("model"):

@@ -5,17 +5,22 @@ that decide stand in `verdict`, before any row is seen.
 """
 
 from layerwise.claims.depth import q4, tolerated
+from layerwise.claims.differences import against, by_model, changes
 from layerwise.claims.dynamic import q2
 from layerwise.claims.equal_bytes import at_equal_bytes, crossing, q3
 from layerwise.claims.quantization import gains, q1, q5, q6, share_within, shares
 from layerwise.claims.slice_widths import against_constant, s1, s1_tasks, s2, settings
-from layerwise.claims.verdict import Verdict, summary, table, told
+from layerwise.claims.verdict import Verdict, effects, summary, table, told
 
 __all__ = [
     "Verdict",
+    "against",
     "against_constant",
     "at_equal_bytes",
+    "by_model",
+    "changes",
     "crossing",
+    "effects",
     "gains",
     "q1",
     "q2",

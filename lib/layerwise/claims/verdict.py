@@ -103,6 +103,13 @@ def summary(verdicts: Iterable[Verdict]) -> str:
     return "; ".join(told_of) or "was not judged"
 
 
+def effects(verdicts: Iterable[Verdict]) -> str:
+    """The effect of each verdict with its interval, in a clause: "−0.75 % (95 %: −1.02 to −0.48) on 12L, ..."."""
+    return ", ".join(
+        f"{in_words(Estimate(each.effect, each.low, each.high), each.unit)} on {_models(each)}" for each in verdicts
+    )
+
+
 def no_worse(gain: Estimate, margin: float, unit: str) -> tuple[str, str]:
     """Verdict and, in words, why; `margin` in the unit of the gain."""
     if np.isnan(gain.low):

@@ -173,7 +173,8 @@ class Runner:
             self._reference = evaluation.Reference(self.model, self.test)
         with self._compressed(case) as model:
             measured = evaluation.window_differences(model, self._reference, self.test)
-        return [_row(*measured) | case.sizes(self.shape)]
+            stored = evaluation.size(model).bytes  # how many outliers there are isn't planned to the last one
+        return [_row(*measured) | case.sizes(self.shape) | {"bytes": stored}]
 
     @contextmanager
     def _compressed(self, case: Case) -> Iterator[nn.Module]:
@@ -181,9 +182,12 @@ class Runner:
             yield self.model
             return
         how = {"quantizer": case.quantizer} if case.quantizer is not None else {}
+        tokens = case.calibration
         if case.shared and case.plan.slices:
-            how["calibration"] = self._dense_bases(case.calibration)
-        yield compress(self.model, case.plan, tokens=case.calibration, **how)
+            how["calibration"] = self._dense_bases(tokens)
+            if all(layer.bits is None for layer in case.plan.kept):  # nothing else looks at text
+                tokens = None
+        yield compress(self.model, case.plan, tokens=tokens, **how)
 
     def _dense_bases(self, tokens):
         """Bases of the last calibration text: draws come one after the other."""
@@ -239,3 +243,10 @@ def window_rows(rows: pd.DataFrame, value: str = "loss") -> pd.DataFrame:
     long = rows[[*kept, *windows]].melt(id_vars=kept, value_vars=windows, var_name="window", value_name=value)
     long["window"] = long["window"].str[1:].astype(int)
     return long.dropna(subset=[value]).reset_index(drop=True)
+
+
+def item_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with `right`, a + or a - for each item, as a row for each item, with the columns `item` and `correct`."""
+    long = rows.assign(correct=rows["right"].map(list)).drop(columns="right").explode("correct")
+    long["item"] = long.groupby(level=0).cumcount()
+    return long.assign(correct=(long["correct"] == "+").astype(int)).reset_index(drop=True)
