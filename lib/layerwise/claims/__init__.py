@@ -9,12 +9,14 @@ from layerwise.claims.dynamic import q2
 from layerwise.claims.equal_bytes import at_equal_bytes, crossing, q3
 from layerwise.claims.quantization import gains, q1, q5, q6, share_within, shares
 from layerwise.claims.slice_widths import against_constant, s1, s1_tasks, s2, settings
+from layerwise.claims.twins import beside_twins, twins_in_words
 from layerwise.claims.verdict import Verdict, summary, table, told
 
 __all__ = [
     "Verdict",
     "against_constant",
     "at_equal_bytes",
+    "beside_twins",
     "crossing",
     "gains",
     "q1",
@@ -33,4 +35,5 @@ __all__ = [
     "table",
     "told",
     "tolerated",
+    "twins_in_words",
 ]

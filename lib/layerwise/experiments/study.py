@@ -93,7 +93,8 @@ class Study:
     ) -> pd.DataFrame:  # fmt: skip
         """What functions of `(model, tokens)` give for each block: a row per block, `value` or w0, w1, ... by window.
 
-        A function returns `[L]` or `[L, windows]`, as every score does; its name goes into the column `label`.
+        A function returns `[L]`, as every score does, `[L, windows]`, or what `lw.scores.measure` does, whose `low` and
+        `high` are kept too; its name goes into the column `label`.
         """
         asked = []
         for name in models or self.models:
@@ -121,8 +122,10 @@ class Study:
 
     def case(self, model: str, plan, by=None, draw: int = 0, n: int = 32, corpus=None, shared=False, **labels) -> Case:
         """A plan to be measured, by a quantizer (a name or a function), calibrated on a draw of `n` windows."""
-        tokens = self.text(model, "calibration", n, draw, corpus)
-        return Case(model, {"draw": draw} | labels, plan, None if by is None else quantizer(by), tokens, shared)
+        case = Case(model, {"draw": draw} | labels, plan, None if by is None else quantizer(by), shared=shared)
+        if not case.reads_text:
+            return case
+        return replace(case, calibration=self.text(model, "calibration", n, draw, corpus))
 
     def quality(self, table: str, cases: Iterable[Case], quick: Callable[[Mapping], bool] = lambda labels: True):
         """Every case against the dense model on the test text: its labels, sizes, loss, KL, and w0, w1, ... by window.
