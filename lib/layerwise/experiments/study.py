@@ -156,12 +156,14 @@ class Study:
     def recheck(self, count: int = 1, tolerance: float = 1e-3, chosen=lambda labels: True) -> pd.DataFrame:
         """Run a sample of the committed results again: `count` for each table and model, with how far they are apart.
 
-        The sample is the same at every build, and of those for which `chosen(labels)`. Raises AssertionError where one
-        differs by more than `tolerance`, in nats or whatever its unit is, in any window or block.
+        The sample is the same at every build, and of those for which `chosen(labels)`, with the model among the labels.
+        Raises AssertionError where one differs by more than `tolerance`, in nats or whatever its unit is, in any window
+        or block.
         """
         rows = []
         for table, model, found, how, settings in self._found:
-            sample = sorted((each for each in found if chosen(each[0].labels)), key=lambda each: each[1])[:count]
+            sample = [each for each in found if chosen({"model": model, **each[0].labels})]
+            sample = sorted(sample, key=lambda each: each[1])[:count]
             for case, name in sample:
                 ((_, new),) = getattr(self._runner(model), how)([case], **settings)
                 if isinstance(new, Exception):
