@@ -262,15 +262,33 @@ def test_rows_of_the_full_profile_go_beside_those_of_other_models(colab, tmp_pat
         return pd.DataFrame({"model": [model], "y": [0.5]})
 
     written = tmp_path / "results" / "toy_chapter" / "rows.csv"
-    results.known_rows(written, {"8B": {"seed": 0}}, lambda: rows("8B"), renew=True)
+    origin = {"run": {"commit": "0" * 40, "dirty": False}}
+
+    def table(path, model, origins):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows(model).assign(key=model, run="run").to_csv(path, index=False)
+        path.with_suffix(".json").write_text(json.dumps({"labels": [], "runs": origins}))
+
+    table(written, "8B", origin)
     offer("toy_chapter", {"rows": rows("8B"), "derived": rows("8B")})
     committed = book / "results" / "toy_chapter" / "rows.csv"
-    results.known_rows(committed, {"6L": {"seed": 0}}, lambda: rows("6L"), renew=True)
+    table(committed, "6L", origin)
     monkeypatch.chdir(book)
     archive = str(tmp_path / "content" / colab[0])
     assert main(["add", archive]) == 0 == main(["add", archive])
-    found = results.known_rows(committed, {"6L": {"seed": 0}, "8B": {"seed": 0}}, pytest.fail)
-    assert list(found["model"]) == ["6L", "8B"]
+    assert list(results.load_rows(committed)["model"]) == ["6L", "8B"]
+    assert json.loads(committed.with_suffix(".json").read_text())["runs"] == origin
+
+
+def test_results_that_nobody_could_make_again_are_refused(colab, tmp_path, monkeypatch, book, capsys):
+    written = tmp_path / "results" / "toy_chapter" / "rows.csv"
+    written.parent.mkdir(parents=True)
+    written.write_text("model,y,key,run\n8B,0.5,0,run\n")
+    written.with_suffix(".json").write_text('{"labels": [], "runs": {"run": {"dirty": true}}}')
+    offer("toy_chapter", TABLES)
+    monkeypatch.chdir(book)
+    assert main(["add", str(tmp_path / "content" / colab[0])]) == 1
+    assert "changes that no commit has" in capsys.readouterr().err
 
 
 def test_an_archive_without_rows_of_the_full_profile_is_refused(colab, tmp_path, monkeypatch, book, capsys):

@@ -101,8 +101,7 @@ def test_memory_is_told_of_one_table():
 def test_what_is_quantized_then_keeps_one_table(family, quantizer, tmp_path):
     model = uneven(family, torch.float32, tie_word_embeddings=True, vocab_size=384)
     shape = lw.shape(model)
-    plan = lw.plans.constant_slices(shape, 0.25, multiple=8, slice_head=True)
-    plan |= lw.plans.bits(shape, [0, 1, 2], 2, 8, 4)
+    plan = slices(24, 24, 24, head=24) | lw.plans.bits(shape, [0, 1, 2], 2, 8, 4)
     small = lw.compress(model, plan, TOKENS, lw.quantization.GPTQ(group=8) if quantizer == "gptq" else quantizer)
     assert tied(small) and weights(small)[0].equal(weights(model)[0])
     again, _ = lw.load(lw.save(small, tmp_path / "small"), device="cpu")

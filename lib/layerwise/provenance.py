@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -70,4 +71,14 @@ def _commit():
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
+        return _installed_commit()
+
+
+def _installed_commit():
+    """The commit that pip has installed from the repository's address, as on Colab."""
+    try:
+        told = importlib.metadata.distribution("layerwise").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
         return {}
+    commit = json.loads(told or "{}").get("vcs_info", {}).get("commit_id")
+    return {"commit": commit, "dirty": False} if commit else {}

@@ -6,7 +6,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from layerwise.experiments.results import add_rows
+from layerwise.experiments.ledger import add_table
 
 from .build import BuildError, build, named_figures
 from .check import check_pages
@@ -61,7 +61,7 @@ def add(root: Path, archive: str) -> None:
             raise ValueError(f"{archive} has no rows of the full profile: run the notebook with PROFILE = 'full'")
         for file in files:
             path = root / "results" / file.parent.name / file.name
-            print(f"{path.relative_to(root)}: {', '.join(add_rows(path, file))}")
+            print(f"{path.relative_to(root)}: {', '.join(add_table(path, file))}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -36,8 +36,7 @@ class Ledger:
             self._read(path)
 
     def _read(self, path: Path) -> None:
-        sidecar = path.with_suffix(".json")
-        told = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
+        told = _sidecar(path)
         if "labels" not in told:  # a table of another kind
             return
         rows = load_rows(path)
@@ -90,17 +89,26 @@ class Ledger:
                 "commit them and run again"
             )
             return False
-        path = self.folder / chapter / f"{table}.csv"
-        told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) if path.exists() else {"runs": {}}
-        rows = rows.assign(run=rows["key"].map(runs))
-        if path.exists():
-            rows = pd.concat([_others(load_rows(path), told["labels"], rows, labels), rows], ignore_index=True)
-        origins = {run: (told["runs"] | origins)[run] for run in rows["run"].unique()}
-        ordered = ["model", *labels, *[c for c in rows if c not in {*OWN, *labels}], "key", "run"]
-        write_whole(path, rows[ordered].to_csv(index=False, lineterminator="\n"))
-        sidecar = {"labels": labels, "runs": origins}
-        write_whole(path.with_suffix(".json"), json.dumps(sidecar, indent=2, default=plain) + "\n")
+        _put(self.folder / chapter / f"{table}.csv", rows.assign(run=rows["key"].map(runs)), labels, origins)
         return True
+
+
+def add_table(path, source) -> list[str]:
+    """Put the results of another table, which a run elsewhere has written, into that at `path`; returns its models.
+
+    They take the place of those with the same labels. Raises ValueError for a table that doesn't say what its results
+    are known by, and for one that was made by code with changes that no commit has.
+    """
+    path, source = Path(path), Path(source)
+    told = _sidecar(source)
+    if "labels" not in told:
+        raise ValueError(f"{source}: it doesn't say what its results are known by; take those of the full profile")
+    if not all(is_clean(origin) for origin in told["runs"].values()):
+        raise ValueError(f"{source}: its code had changes that no commit has, so nobody could make it again")
+    rows = load_rows(source)
+    models = list(rows["model"].unique())
+    _put(path, rows, told["labels"], told["runs"])
+    return models
 
 
 def is_clean(origin: Mapping) -> bool:
@@ -108,13 +116,34 @@ def is_clean(origin: Mapping) -> bool:
     return not origin.get("dirty", True) or bool(origin.get("carried"))
 
 
+def _sidecar(path: Path) -> dict:
+    sidecar = path.with_suffix(".json")
+    return json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
+
+
+def _put(path: Path, rows: pd.DataFrame, labels: list[str], origins: Mapping) -> None:
+    """Write rows to a table, in place of those with the same labels, and its sidecar."""
+    if "labels" in (told := _sidecar(path)):
+        rows = pd.concat([_others(load_rows(path), told["labels"], rows, labels), rows], ignore_index=True)
+        origins = told["runs"] | dict(origins)
+    ordered = ["model", *labels, *[column for column in rows if column not in {*OWN, *labels}], "key", "run"]
+    write_whole(path, rows[ordered].to_csv(index=False, lineterminator="\n"))
+    sidecar = {"labels": labels, "runs": {run: origins[run] for run in rows["run"].unique()}}
+    write_whole(path.with_suffix(".json"), json.dumps(sidecar, indent=2, default=plain) + "\n")
+
+
 def _others(before: pd.DataFrame, labels: list[str], rows: pd.DataFrame, new_labels: list[str]) -> pd.DataFrame:
     """The rows of a table that stay: of other models, and of these what has other labels."""
     if set(labels) != set(new_labels):  # the table is made another way now
         return before[~before["model"].isin(rows["model"].unique())]
-    of = ["model", *labels]
-    asked = set(rows[of].astype(str).itertuples(index=False, name=None))
-    return before[[each not in asked for each in before[of].astype(str).itertuples(index=False, name=None)]]
+    asked = set(_labelled(rows, labels))
+    return before[[each not in asked for each in _labelled(before, labels)]]
+
+
+def _labelled(rows: pd.DataFrame, labels: list[str]) -> Iterator[tuple]:
+    """What each row is called, the same whether its numbers were read from a file or not."""
+    for values in rows[["model", *labels]].itertuples(index=False, name=None):
+        yield tuple("" if pd.isna(value) else value if isinstance(value, str) else float(value) for value in values)
 
 
 def run_name(origin: Mapping) -> str:

@@ -24,9 +24,7 @@ _SIZES: dict[str, Callable[[Plan, Shape], int]] = {
 }
 
 
-def constant_slices(
-    shape: Shape, mean: float, multiple: int = 1, budget: Budget = "width", slice_head: bool = False
-) -> Plan:
+def constant_slices(shape: Shape, mean: float, multiple: int = 1, budget: Budget = "width") -> Plan:
     """Every block at the same width: SliceGPT (arXiv 2401.15024).
 
     The width is the multiple of `multiple` that is nearest to `(1 - mean) * D`, of two equally near ones the wider;
@@ -35,7 +33,7 @@ def constant_slices(
 
     Raises ValueError as `dynamic_slices` does.
     """
-    return dynamic_slices(shape, np.zeros(shape.L), mean, multiple=multiple, budget=budget, slice_head=slice_head)
+    return dynamic_slices(shape, np.zeros(shape.L), mean, multiple=multiple, budget=budget)
 
 
 def dynamic_slices(
@@ -45,7 +43,6 @@ def dynamic_slices(
     base: float = 0.0,
     multiple: int = 1,
     budget: Budget = "width",
-    slice_head: bool = False,
 ) -> Plan:
     """Widths by importance `[L]` (higher = keep more), by the rule of arXiv 2411.03513.
 
@@ -59,7 +56,6 @@ def dynamic_slices(
       the one of that plan. Rounding is by largest remainders; a less important block never ends up wider.
     - `budget="parameters"` or `"bytes"`: `mean` is the share of the dense model's, and the plan is the widest by this
       rule that fits: one more unit of width would not. Embeddings, shortcut matrices and the head count.
-    - `slice_head`: the head reads the width that constant slicing has, instead of `D`.
 
     Raises ValueError for shares outside [0, 1), a `base` above `mean`, a budget that no such plan meets, a `multiple`
     that does not divide `D`, and an importance that isn't `L` finite numbers.
@@ -68,15 +64,14 @@ def dynamic_slices(
     mean, base = share("mean", mean), share("base", base)
     redundancy = _redundancy(importance, shape.L)
     if budget == "width":
-        widths, head = _of_width(redundancy, mean, base, units)
-        return _plan(shape, widths, head if slice_head else None, multiple)
+        return _plan(shape, _of_width(redundancy, mean, base, units), multiple)
     if budget not in _SIZES:
         raise ValueError(f'budget must be "width", "parameters" or "bytes", not {budget!r}')
-    return _of_size(shape, redundancy, mean, base, multiple, budget, slice_head)
+    return _of_size(shape, redundancy, mean, base, multiple, budget)
 
 
-def _of_width(redundancy, mean, base, units) -> tuple[np.ndarray, int]:
-    """Widths `[L]` by the rule, and the width of constant slicing, which is their mean."""
+def _of_width(redundancy, mean, base, units) -> np.ndarray:
+    """Widths `[L]` by the rule, whose mean is the width of constant slicing."""
     if base > mean:
         raise ValueError(
             f"base {base:g} is above the mean {mean:g}: what every block loses can't be more than they lose on average"
@@ -87,10 +82,10 @@ def _of_width(redundancy, mean, base, units) -> tuple[np.ndarray, int]:
     widths, order = _by_rule(redundancy, constant, _most(base, units, at_least=constant))
     whole = np.floor(widths).astype(int)
     whole[order[: constant * len(whole) - whole.sum()]] += 1
-    return whole, constant
+    return whole
 
 
-def _of_size(shape, redundancy, mean, base, multiple, budget, slice_head) -> Plan:
+def _of_size(shape, redundancy, mean, base, multiple, budget) -> Plan:
     """The widest plan by the rule whose predicted size is at most `1 - mean` of the dense model's."""
     units = shape.D // multiple
     most = _most(base, units, at_least=1)
@@ -98,15 +93,12 @@ def _of_size(shape, redundancy, mean, base, multiple, budget, slice_head) -> Pla
     # A share that was computed from a size must give that size back.
     allowed = int((1 - mean) * dense * (1 + 1e-12))
 
-    def plan(widths):
-        return _plan(shape, widths[: shape.L], widths[-1] if slice_head else None, multiple)
-
     def size(widths):
-        return _SIZES[budget](plan(widths), shape)
+        return _SIZES[budget](_plan(shape, widths, multiple), shape)
 
     def at(width):
         """Whole widths for a mean of `width` units, rounded down, and the order in which they are rounded up."""
-        widths, order = _by_rule(redundancy, width, most, head=slice_head)
+        widths, order = _by_rule(redundancy, width, most)
         return np.floor(widths).astype(int), order
 
     low, high = 1.0, float(most)
@@ -126,7 +118,7 @@ def _of_size(shape, redundancy, mean, base, multiple, budget, slice_head) -> Pla
         if size(widths) > allowed:
             widths[i] -= 1
             break
-    return plan(widths)
+    return _plan(shape, widths, multiple)
 
 
 def _redundancy(importance, L: int) -> np.ndarray:
@@ -152,15 +144,12 @@ def finite_importance(importance, L: int) -> np.ndarray:
     return scores
 
 
-def _by_rule(redundancy, mean, most, head=False) -> tuple[np.ndarray, np.ndarray]:
+def _by_rule(redundancy, mean, most) -> tuple[np.ndarray, np.ndarray]:
     """Real widths `[L]` in units by the rule, and the order in which rounding may widen them.
 
-    Their mean is `mean` units; none is above `most`, nor below one. With `head`, the mean itself is appended.
+    Their mean is `mean` units; none is above `most`, nor below one.
     """
-    widths = _filled(redundancy, mean, most)
-    if head:
-        widths, redundancy = np.append(widths, mean), np.append(redundancy, 1.0)
-    widths = np.round(widths, 9)  # 2.9999999999 is 3
+    widths = np.round(_filled(redundancy, mean, most), 9)  # 2.9999999999 is 3
     remainders = widths - np.floor(widths)
     # Largest remainder first, of equal ones the more important first: so no block overtakes a more important one.
     order = np.lexsort((redundancy, -remainders))
@@ -192,9 +181,8 @@ def _nearest(width: float) -> int:
     return int(np.floor(width + 0.5 + 1e-9))
 
 
-def _plan(shape, widths, head, multiple) -> Plan:
-    layers = tuple(Layer(width=int(width) * multiple) for width in widths)
-    return Plan(layers, shape.D, None if head is None else int(head) * multiple)
+def _plan(shape, widths, multiple) -> Plan:
+    return Plan(tuple(Layer(width=int(width) * multiple) for width in widths), shape.D)
 
 
 def share(name, value) -> float:
