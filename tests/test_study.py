@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import layerwise as lw
 import numpy as np
@@ -245,3 +246,23 @@ def test_models_of_ones_own(study, tmp_path):
     assert own.last == "mine" and own.quality("t", [own.case("mine", None)])["model"].item() == "mine"
     with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="give names"):
         lw.Study("bits", {"mine": loaded}, executor=executor)
+
+
+def test_measured_values_keep_their_interval_and_damage_its_windows(study):
+    one = study()
+    rows = one.values("scores", {"LIM": partial(lw.scores.measure, lw.scores.lim)}, n=4)
+    measured = lw.scores.measure(lw.scores.lim, one.models["6L"], one.text("6L", n=4))
+    assert np.allclose(rows[["value", "low", "high"]], np.stack([measured.value, measured.low, measured.high]).T)
+    found = one.values("damage", {"2 bits": lw.damage.divergence}, split="test", n=3, label="kind")
+    expected = lw.damage.matrix(lw.damage.by_window(one.models["6L"], one.test("6L"), ["2 bits"]), "2 bits")
+    assert np.allclose(found[["w0", "w1", "w2"]], expected, rtol=1e-4)
+
+
+def test_calibration_text_is_drawn_where_something_reads_it(study):
+    one = study()
+    shape = one.shapes["6L"]
+    by_bits = lw.plans.bits(shape, np.arange(6), 3, 4, 2)
+    assert one.case("6L", by_bits, "rtn").calibration is None
+    assert one.case("6L", lw.plans.drop(shape, np.arange(6), 2)).calibration is None
+    assert one.case("6L", by_bits, "gptq", n=4).calibration.shape == (4, 32)
+    assert one.case("6L", lw.plans.constant_slices(shape, 0.3), n=4).calibration.shape == (4, 32)

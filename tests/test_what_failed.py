@@ -341,9 +341,10 @@ def test_another_optimizer():
     muon, twins = "12L-muon", seeds(12)
     assert len(twins) == 3 and log(muon)["recipe"] == log("12L")["recipe"] | {"name": muon, "optimizer": "muon"}
     zd = {}
-    for name, part in results.load_rows(ROOT / "results" / "depth" / "scores.csv").groupby("model"):
+    scores = results.load_rows(ROOT / "results" / "depth" / "scores.csv").query("score == 'zd'")
+    for name, part in results.load_rows(ROOT / "results" / "depth" / "damage.csv").groupby("model"):
         damage = part.filter(regex=r"^w\d+$").to_numpy()
-        zd[name] = stats.rank_correlation(part["ZD"].to_numpy(), damage, over=("windows",))
+        zd[name] = stats.rank_correlation(scores.loc[scores["model"] == name, "value"], damage, over=("windows",))
     assert zd[muon].high < 0 and zd[muon].low > max(zd[twin].high for twin in twins)
     _, low, high = np.tanh(stats.another(np.arctanh([zd[twin].value for twin in twins])))
     assert low < zd[muon].low < high
@@ -351,7 +352,7 @@ def test_another_optimizer():
     lim = claims.tolerated(steps[steps["kind"] == "bits, LIM"]).set_index("model")
     assert lim["high"][muon] < stats.another(lim["value"][twins]).low and (lim["value"][twins] > 0.5).all()
     for name, as_far in ({muon: 5} | dict.fromkeys(twins, 0)).items():
-        of = steps[steps["model"].eq(name) & steps["kind"].str.startswith("bits")]
+        of = steps[steps["model"].eq(name) & steps["kind"].isin(["bits, LIM", "bits, random"])]
         each = of.assign(model=of["kind"] + of["draw"].astype(str), draw=0, kind="bits")
         shares = claims.tolerated(each).set_index("model")["value"]
         losses = each.set_index("model").filter(regex=r"^w\d+$").mean(axis=1).groupby("model").mean()

@@ -10,6 +10,7 @@ from layerwise.claims.dynamic import q2
 from layerwise.claims.equal_bytes import at_equal_bytes, crossing, q3
 from layerwise.claims.quantization import gains, q1, q5, q6, share_within, shares
 from layerwise.claims.slice_widths import against_constant, s1, s1_tasks, s2, settings
+from layerwise.claims.twins import beside_twins, twins_in_words
 from layerwise.claims.verdict import Verdict, effects, summary, table, told
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "against",
     "against_constant",
     "at_equal_bytes",
+    "beside_twins",
     "by_model",
     "changes",
     "crossing",
@@ -38,4 +40,5 @@ __all__ = [
     "table",
     "told",
     "tolerated",
+    "twins_in_words",
 ]

@@ -94,8 +94,8 @@ class Study:
     ) -> pd.DataFrame:  # fmt: skip
         """What functions of `(model, tokens)` give for each block: a row per block, `value` or w0, w1, ... by window.
 
-        A function returns `[L]` or `[L, windows]`, as every score does; its name goes into the column `label`, beside
-        `draw` and what other `labels` say.
+        A function returns `[L]`, as every score does, `[L, windows]`, or what `lw.scores.measure` does, whose `low` and
+        `high` are kept too; its name goes into the column `label`, beside `draw` and what other `labels` say.
         """
         asked = []
         for name in models or self.models:
@@ -127,8 +127,10 @@ class Study:
         self, model: str, plan, /, by=None, draw: int = 0, n: int = 32, corpus=None, shared=False, **labels
     ) -> Case:  # fmt: skip
         """A plan to be measured, by a quantizer (a name or a function), calibrated on a draw of `n` windows."""
-        tokens = self.text(model, "calibration", n, draw, corpus)
-        return Case(model, {"draw": draw} | labels, plan, None if by is None else quantizer(by), tokens, shared)
+        case = Case(model, {"draw": draw} | labels, plan, None if by is None else quantizer(by), shared=shared)
+        if not case.reads_text:
+            return case
+        return replace(case, calibration=self.text(model, "calibration", n, draw, corpus))
 
     def quality(self, table: str, cases: Iterable[Case], quick: Callable[[Mapping], bool] = lambda labels: True):
         """Every case against the dense model on the test text: its labels, sizes, loss, KL, and w0, w1, ... by window.
@@ -159,12 +161,13 @@ class Study:
     def recheck(self, count: int = 1, tolerance: float = 1e-3, chosen=lambda labels: True) -> pd.DataFrame:
         """Run a sample of the committed results again: `count` for each table and model, with how far they are apart.
 
-        The sample is the same at every build, and of those for which `chosen(labels)`. Raises AssertionError where one
-        differs by more than `tolerance`, in nats or whatever its unit is, in any window or block.
+        The sample is the same at every build, and of those for which `chosen(labels)`, with the model among the labels.
+        Raises AssertionError where one differs by more than `tolerance`, in nats or whatever its unit is, in any window
+        or block.
         """
         rows = []
         for (table, model), (found, how, settings) in self._found.items():
-            sample = {name: case for case, name in found if chosen(case.labels)}
+            sample = {name: case for case, name in found if chosen({"model": model, **case.labels})}
             for name, case in sorted(sample.items(), key=lambda each: each[0])[:count]:
                 ((_, new),) = getattr(self._runner(model), how)([case], **settings)
                 if isinstance(new, Exception):
