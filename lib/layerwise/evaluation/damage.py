@@ -129,6 +129,14 @@ def matrix(windows: pd.DataFrame, kind: str, measure: str = "kl") -> np.ndarray:
     return chosen.pivot(index="block", columns="window", values=measure).to_numpy()
 
 
+def divergence(model: nn.Module, tokens: Tensor, kind: Kind = "2 bits", batch: int = 8) -> np.ndarray:
+    """Damage of one kind to each block alone in each window of `tokens` `[n, length]`: `[L, n]`, higher = worse.
+
+    KL(dense || damaged) in nats per predicted token, as `by_window` measures it; errors as there.
+    """
+    return matrix(by_window(model, tokens, [kind], batch), _label(kind))
+
+
 def _check(model, tokens):
     if structure.is_sliced(model):
         raise ValueError(

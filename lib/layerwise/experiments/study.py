@@ -90,17 +90,19 @@ class Study:
     def values(
         self, table: str, functions: Mapping[str, Callable], models: Iterable[str] | None = None, split="calibration",
         n: int = 64, seed: int = 0, corpus: str | None = None, label: str = "score", quick=lambda labels: True,
+        **labels,
     ) -> pd.DataFrame:  # fmt: skip
         """What functions of `(model, tokens)` give for each block: a row per block, `value` or w0, w1, ... by window.
 
         A function returns `[L]` or `[L, windows]`, as every score does; its name goes into the column `label`.
+        Further labels are columns of all rows.
         """
         asked = []
         for name in models or self.models:
             tokens = self.text(name, split, n, seed, corpus)
             for called, function in functions.items():
                 what = {"model": self._known[name], "function": function, "text": self._hashed(tokens)}
-                asked.append((Function(name, {label: called, "draw": seed}, function, tokens), key(what)))
+                asked.append((Function(name, {label: called, "draw": seed} | labels, function, tokens), key(what)))
         return self._table(table, asked, quick, "values")
 
     def score(
@@ -119,9 +121,14 @@ class Study:
             self._scores[of] = found.sort_values("block")["value"].to_numpy()
         return self._scores[of]
 
-    def case(self, model: str, plan, by=None, draw: int = 0, n: int = 32, corpus=None, shared=False, **labels) -> Case:
-        """A plan to be measured, by a quantizer (a name or a function), calibrated on a draw of `n` windows."""
-        tokens = self.text(model, "calibration", n, draw, corpus)
+    def case(
+        self, model: str, plan, by=None, draw: int = 0, n: int = 32, corpus=None, shared=False, seed=None, **labels
+    ) -> Case:
+        """A plan to be measured, by a quantizer (a name or a function), calibrated on a draw of `n` windows.
+
+        Where the draw is one of something else, such as a random order, `seed` is that of the calibration text.
+        """
+        tokens = self.text(model, "calibration", n, draw if seed is None else seed, corpus)
         return Case(model, {"draw": draw} | labels, plan, None if by is None else quantizer(by), tokens, shared)
 
     def quality(self, table: str, cases: Iterable[Case], quick: Callable[[Mapping], bool] = lambda labels: True):
