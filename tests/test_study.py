@@ -223,3 +223,16 @@ def test_models_of_ones_own(study, tmp_path):
     assert own.last == "mine" and own.quality("t", [own.case("mine", None)])["model"].item() == "mine"
     with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="give names"):
         lw.Study("bits", {"mine": loaded}, executor=executor)
+
+
+def test_a_draw_may_be_one_of_something_else_than_calibration_text(study):
+    plan = lw.plans.constant_slices(study().shapes["6L"], 0.3)
+    of = {draw: study().case("6L", plan, draw=draw, n=4) for draw in (0, 1)}
+    fixed = study().case("6L", plan, draw=1, n=4, seed=0)
+    assert fixed.labels["draw"] == 1 and fixed.calibration.equal(of[0].calibration)
+    assert not fixed.calibration.equal(of[1].calibration)
+
+
+def test_values_have_the_labels_that_they_are_asked_with(study):
+    rows = study().values("values", {"rtn": lw.scores.lim}, n=4, label="quantizer", levels="4→2")
+    assert set(rows["quantizer"]) == {"rtn"} and set(rows["levels"]) == {"4→2"} and list(rows["block"]) == [*range(6)]
