@@ -266,3 +266,16 @@ def test_calibration_text_is_drawn_where_something_reads_it(study):
     assert one.case("6L", lw.plans.drop(shape, np.arange(6), 2)).calibration is None
     assert one.case("6L", by_bits, "gptq", n=4).calibration.shape == (4, 32)
     assert one.case("6L", lw.plans.constant_slices(shape, 0.3), n=4).calibration.shape == (4, 32)
+
+
+def test_a_draw_may_be_one_of_something_else_than_calibration_text(study):
+    plan = lw.plans.constant_slices(study().shapes["6L"], 0.3)
+    of = {draw: study().case("6L", plan, draw=draw, n=4) for draw in (0, 1)}
+    fixed = study().case("6L", plan, draw=1, n=4, seed=0)
+    assert fixed.labels["draw"] == 1 and fixed.calibration.equal(of[0].calibration)
+    assert not fixed.calibration.equal(of[1].calibration)
+
+
+def test_values_have_the_labels_that_they_are_asked_with(study):
+    rows = study().values("values", {"rtn": lw.scores.lim}, n=4, label="quantizer", levels="4→2")
+    assert set(rows["quantizer"]) == {"rtn"} and set(rows["levels"]) == {"4→2"} and list(rows["block"]) == [*range(6)]

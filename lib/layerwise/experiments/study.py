@@ -124,13 +124,16 @@ class Study:
         return self._scores[of]
 
     def case(
-        self, model: str, plan, /, by=None, draw: int = 0, n: int = 32, corpus=None, shared=False, **labels
-    ) -> Case:  # fmt: skip
-        """A plan to be measured, by a quantizer (a name or a function), calibrated on a draw of `n` windows."""
+        self, model: str, plan, /, by=None, draw: int = 0, n: int = 32, corpus=None, shared=False, seed=None, **labels
+    ) -> Case:
+        """A plan to be measured, by a quantizer (a name or a function), calibrated on a draw of `n` windows.
+
+        Where the draw is one of something else, such as a random order, `seed` is that of the calibration text.
+        """
         case = Case(model, {"draw": draw} | labels, plan, None if by is None else quantizer(by), shared=shared)
         if not case.reads_text:
             return case
-        return replace(case, calibration=self.text(model, "calibration", n, draw, corpus))
+        return replace(case, calibration=self.text(model, "calibration", n, draw if seed is None else seed, corpus))
 
     def quality(self, table: str, cases: Iterable[Case], quick: Callable[[Mapping], bool] = lambda labels: True):
         """Every case against the dense model on the test text: its labels, sizes, loss, KL, and w0, w1, ... by window.
