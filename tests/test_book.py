@@ -162,15 +162,19 @@ def test_the_stage_holds_pages_and_named_figures_and_nothing_older(book):
         metadata={"mystnb": {"figure": {"name": "fig-one"}}},
         outputs=[nbformat.v4.new_output("display_data", {"image/png": "aGVsbG8="})],
     )
+    glued = nbformat.v4.new_output("display_data", {build.RECORD + "image/png": "aGVsbG8="})
+    glued.metadata["scrapbook"] = {"name": "fig-key"}
+    cell_of_glued = nbformat.v4.new_code_cell(outputs=[glued])
     executed = book / "executed.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), executed)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell, cell_of_glued]), executed)
     old = book / "_build" / "stage" / "notebooks" / "old.ipynb"
     old.parent.mkdir(parents=True)
     old.write_text("{}")
     folder = build.stage(book, {"toy": executed})
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert files == {"_config.yml", "_toc.yml", "book/index.md", "notebooks/toy.ipynb", "figures/fig-one.png"}
-    assert (folder / "figures" / "fig-one.png").read_bytes() == b"hello"
+    figures = {"figures/fig-one.png", "figures/fig-key.png"}
+    assert files == figures | {"_config.yml", "_toc.yml", "book/index.md", "notebooks/toy.ipynb"}
+    assert all((folder / name).read_bytes() == b"hello" for name in figures)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +214,23 @@ def test_a_page_of_the_contents_that_was_not_built_is_found(book):
 
 
 # What notebooks import.
+
+
+def test_a_glued_figure_is_recorded_and_shown_as_any_other(book):
+    plot = """
+```{code-cell} ipython3
+import matplotlib.pyplot as plt
+from layerwise.book import glue_figure
+%config InlineBackend.figure_formats = ["svg", "png"]
+axes = plt.subplots(2)[1]
+glue_figure("fig-key", axes)
+```
+"""
+    (book / "notebooks" / "toy.md").write_text(TOY + plot)
+    recorded, shown = outputs(execute.execute(book, "toy").path)[-2:]
+    assert recorded.metadata["scrapbook"] == {"name": "fig-key", "mime_prefix": build.RECORD}
+    kinds = {"image/svg+xml", "image/png"}
+    assert {build.RECORD + kind for kind in kinds} <= set(recorded.data) and kinds <= set(shown.data)
 
 
 @pytest.fixture

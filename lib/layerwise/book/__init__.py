@@ -1,7 +1,7 @@
 """The book: notebooks executed with papermill, pages built with Jupyter Book, and what notebooks need to take part.
 
-`python -m layerwise.book` is the command line. What a notebook imports from here (`glue`, `machine`, `offer`)
-works on a bare Colab as well: it needs IPython and nothing of the book's own tools.
+`python -m layerwise.book` is the command line. What a notebook imports from here (`glue`, `glue_figure`, `machine`,
+`offer`) works on a bare Colab as well: it needs IPython and nothing of the book's own tools.
 """
 
 import base64
@@ -22,19 +22,36 @@ def glue(name: str, value: object) -> None:
     notebook is not part of a built book (Colab, JupyterLab) the printed line is what the reader sees; in the book
     the cell carries the tag `remove-cell` and only the text shows the value.
     """
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    _record(name, value)
+    print(f"{name}: {value}")
+
+
+def glue_figure(name: str, axes) -> None:
+    """Record a figure under `name`, so that the page can show it elsewhere, with MyST's directive `glue:figure`.
+
+    `axes` are those of the figure, as functions of `layerwise.figures` return them: one or a sequence. The notebook
+    shows the figure below the cell, as any other; in the book the cell carries the tag `remove-output`, since the
+    directive shows it, with the caption, `:name:` and `:alt:` that are written there. Prose pages can show it as
+    `../figures/NAME.png`.
+    """
+    first = axes if hasattr(axes, "figure") else axes[0]
+    _record(name, first.figure)
+
+
+def _record(name: str, value: object) -> None:
+    """Put `value`, in all forms that the notebook can show, into the cell's outputs, without showing it."""
     from IPython import get_ipython
     from IPython.display import display
 
     if get_ipython() is None:
         raise RuntimeError(
-            "glue() records a value in a notebook and was called outside of one; print the value instead"
+            "this records a value in a notebook and was called outside of one; print or save the value instead"
         )
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        value = value.item()
     bundle, metadata = get_ipython().display_formatter.format(value)
     metadata["scrapbook"] = {"name": name, "mime_prefix": RECORD}
     display({RECORD + kind: data for kind, data in bundle.items()}, raw=True, metadata=metadata)
-    print(f"{name}: {value}")
 
 
 def download(frame, name: str):
@@ -102,4 +119,4 @@ def _colab():
     return google.colab
 
 
-__all__ = ["download", "glue", "machine", "offer"]
+__all__ = ["download", "glue", "glue_figure", "machine", "offer"]

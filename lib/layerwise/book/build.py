@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from . import RECORD
 from .execute import execute
 from .paths import chapters
 
@@ -15,16 +16,18 @@ class BuildError(Exception):
 
 
 def named_figures(executed: Path) -> dict[str, bytes]:
-    """The PNG of every cell of an executed notebook that is a figure with a name (`mystnb: figure: name` of the cell).
+    """The PNG of every figure with a name of an executed notebook: `mystnb: figure: name` of its cell, or as glued.
 
     Prose pages show them as `../figures/NAME.png`: a live figure on a page that isn't a notebook, with its own caption.
     """
     figures = {}
     for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"]:
-        name = cell["metadata"].get("mystnb", {}).get("figure", {}).get("name")
-        for output in cell.get("outputs", []) if name else []:
-            if "image/png" in output.get("data", {}):
-                figures[name] = base64.b64decode("".join(output["data"]["image/png"]))
+        of_cell = cell["metadata"].get("mystnb", {}).get("figure", {}).get("name")
+        for output in cell.get("outputs", []):
+            glued = output.get("metadata", {}).get("scrapbook", {}).get("name")
+            name, kind = (glued, RECORD + "image/png") if glued else (of_cell, "image/png")
+            if name and kind in output.get("data", {}):
+                figures[name] = base64.b64decode("".join(output["data"][kind]))
     return figures
 
 
