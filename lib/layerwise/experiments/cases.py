@@ -239,3 +239,21 @@ def window_rows(rows: pd.DataFrame, value: str = "loss") -> pd.DataFrame:
     long = rows[[*kept, *windows]].melt(id_vars=kept, value_vars=windows, var_name="window", value_name=value)
     long["window"] = long["window"].str[1:].astype(int)
     return long.dropna(subset=[value]).reset_index(drop=True)
+
+
+def accuracy_rows(answers: pd.DataFrame, dense: str = "dense") -> pd.DataFrame:
+    """What each case answers right, over the items of all tasks, minus what the dense model does on the same items.
+
+    `answers` as `Study.answers` gives them, with a column `family`; that of the dense model is called `dense`. A row
+    per case, with its labels, and `value`, `low`, `high` in points of accuracy, 95 % over items.
+    """
+    labels = [name for name in answers if name not in {"task", "right", "key", "seconds"}]
+    found = []
+    for _, part in answers.groupby("model", sort=False):
+        reference = part[part["family"] == dense].set_index("task")["right"]
+        for values, case in part[part["family"] != dense].groupby(labels, sort=False, dropna=False):
+            pairs = [(own, reference[task]) for task, own in zip(case["task"], case["right"], strict=True)]
+            own, other = (np.array(list("".join(each))) == "+" for each in zip(*pairs, strict=True))
+            gain = stats.mean(100 * (own.astype(float) - other))
+            found.append(dict(zip(labels, values, strict=True)) | gain._asdict())
+    return pd.DataFrame(found, columns=[*labels, "value", "low", "high"])
