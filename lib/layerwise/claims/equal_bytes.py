@@ -158,8 +158,8 @@ def crossing(rows: pd.DataFrame, a: str, b: str) -> Estimate:
     sizes, gain = sizes[differ], (of_b - of_a)[differ]  # [sizes, windows]
     n = gain.shape[1]
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=block_orders.TIMES)
-    resampled = [_stops(sizes, each) for each in (counts / n) @ gain.T]
-    return stats.bootstrap_interval(_stops(sizes, gain.mean(axis=1)), resampled, n)
+    value, *resampled = _stops(sizes, np.vstack([gain.mean(axis=1), (counts / n) @ gain.T]))
+    return stats.bootstrap_interval(value, resampled, n)
 
 
 def _common_sizes(*parts: pd.DataFrame) -> tuple[float, float]:
@@ -209,15 +209,17 @@ def _between(part: pd.DataFrame, size: float, windows: list[str]) -> np.ndarray:
     return np.array(curves)
 
 
-def _stops(sizes: np.ndarray, gain: np.ndarray) -> float:
-    """Where a gain `[sizes]` first stops being positive, from the largest size downwards."""
-    worse = np.flatnonzero(gain <= 0)
-    if not len(worse):
-        return 0.0
-    i = worse[-1]
-    if i == len(sizes) - 1:
-        return float("inf")
-    return float(np.interp(0, gain[i : i + 2], sizes[i : i + 2]))
+def _stops(sizes: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """Where each of some gains `[n, sizes]` first stops being positive, from the largest size downwards, `[n]`."""
+    worse = gains <= 0
+    last = len(sizes) - 1 - worse[:, ::-1].argmax(axis=1)  # of those that are worse anywhere
+    below, above = last, np.minimum(last + 1, len(sizes) - 1)
+    each = np.arange(len(gains))
+    start, end = gains[each, below], gains[each, above]
+    share = np.divide(-start, end - start, out=np.zeros(len(gains)), where=end > start)
+    found = sizes[below] + share * (sizes[above] - sizes[below])
+    found = np.where(last == len(sizes) - 1, np.inf, found)
+    return np.where(worse.any(axis=1), found, 0.0)
 
 
 def _read(rows: pd.DataFrame) -> tuple[list[str], pd.DataFrame]:
