@@ -177,3 +177,24 @@ def test_the_p_value_of_a_mean_is_students():
     values = np.random.default_rng(0).normal(0.3, 1, 12)
     assert stats.p_value(values) == pytest.approx(reference.ttest_1samp(values, 0).pvalue)
     assert np.isnan(stats.p_value([1.0])) and lw.stats.p_value([0.0, 0.0]) == 1 and stats.p_value([1.0, 1.0]) == 0
+
+
+def test_crossings_are_of_pairs_that_both_have():
+    both = pd.concat([rows(), rows().assign(model="6L")])
+    both = both[(both["model"] == "12L") | (both["family"] != "removal")]
+    pairs = [("uniform bits", "slicing"), ("uniform bits", "removal"), ("uniform bits", "nothing")]
+    found = claims.crossings(both, pairs)
+    assert found[["model", "rival"]].values.tolist() == [["12L", "slicing"], ["12L", "removal"], ["6L", "slicing"]]
+    assert found["value"].iloc[0] == claims.crossing(rows(), *pairs[0]).value
+    apart = rows().assign(bytes=lambda table: table["bytes"] + 50 * table["pruning"])
+    assert claims.crossings(apart, pairs).empty
+
+
+def test_the_best_that_fits_is_measured_on_windows_that_did_not_choose_it():
+    part = rows().assign(amount=lambda table: table["bytes"].astype(str))
+    found = claims.best_that_fits(part, 2)
+    assert (found["family"], found["bytes"]) == ("uniform bits", 2)
+    best = part[(part["family"] == "uniform bits") & (part["bytes"] == 2)]
+    assert found["value"] == pytest.approx(best[["w1", "w3", "w5", "w7"]].to_numpy().mean())
+    assert found["low"] < found["value"] < found["high"]
+    assert claims.best_that_fits(part, 0.1) == {}

@@ -240,6 +240,32 @@ def test_curves_are_lines_over_a_budget_and_draws_a_band(factor, scale):
     assert figures.curves(rows.assign(low=0, high=0), "tokens", "perplexity", log_x=True)[0].get_xscale() == "log"
 
 
+def test_families_over_bytes_average_draws_and_show_random_ones_as_a_band():
+    places = [
+        (family, step, draw)
+        for family in ("removal by LIM", "removal in random order")
+        for step in (0, 1)
+        for draw in (0, 1)
+    ]
+    rows = pd.DataFrame(places, columns=["family", "step", "draw"]).assign(model="6L")
+    rows["bytes"] = 3_000_000 - 1_000_000 * rows["step"] + 100_000 * rows["draw"]
+    rows["loss"] = np.log(2) * (rows["step"] + rows["draw"])
+    rows = rows.assign(loss_low=rows["loss"] - 0.1, loss_high=rows["loss"] + 0.1, kl=1.0, kl_low=0.9, kl_high=1.1)
+    (ax,) = figures.over_bytes(rows, dense={"6L": 4_000_000})
+    by_lim, median, dense = ax.get_lines()
+    assert by_lim.get_xdata() == pytest.approx([2.05, 3.05]) and by_lim.get_ydata() == pytest.approx([0.375, 0.75])
+    assert median.get_ydata() == pytest.approx([0.375, 0.75]) and dense.get_xdata().tolist() == [4]
+    assert ax.get_yscale() == "linear" and {"removal by LIM", "quality", "dense"} <= set(words([ax]))
+    assert "KL, nats" in words(figures.over_bytes(rows, "kl"))
+    points = rows.assign(value=-3.0, low=-4.0, high=-2.0)
+    assert "points of accuracy" in words(figures.over_bytes(points, "accuracy", {"6L": 4_000_000}))
+
+
+def test_more_names_than_colours_still_look_different():
+    looks = figures.common.looks_of(map(str, range(20)))
+    assert len(set(looks.values())) == 20
+
+
 def plans_rows(orders=("LIM", "random", "random, block 0 high", "reversed LIM"), levels=("8→4", "4→2"), L=6):
     """A plan per levels, order, draw and number of lowered blocks; losses are concave or convex in it, by order."""
     bend = {"LIM": 2.0, "random": 1.0, "random, block 0 high": 1.3, "reversed LIM": 0.5}

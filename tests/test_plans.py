@@ -2,6 +2,7 @@
 
 import json
 
+import layerwise as lw
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -179,3 +180,11 @@ def test_table_shows_the_fields_that_are_set():
     assert repr(spared).split()[-3:] == ["0", "4", "0.03333"]
     cut = Plan((Layer(width=8),), WIDTH, head=12)
     assert repr(cut).splitlines()[0] == "Plan for 1 layers of width 16: mean slice 50.0%, head 12"
+
+
+def test_orders_that_know_nothing_have_the_values_of_the_score():
+    score = np.array([0.3, -1.0, 2.0, 0.5])
+    assert lw.plans.in_reverse(score).tolist() == [0.5, 2.0, -1.0, 0.3]
+    drawn = lw.plans.shuffled(score, 3)
+    assert sorted(drawn) == sorted(score) and np.array_equal(drawn, lw.plans.shuffled(score, 3))
+    assert not np.array_equal(drawn, lw.plans.shuffled(score, 4))

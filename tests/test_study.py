@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from layerwise.experiments import study as studies
-from layerwise.experiments.cases import item_rows, window_rows
+from layerwise.experiments.cases import accuracy_rows, item_rows, window_rows
 from layerwise.quantization import RTN
 
 CLEAN = {"commit": "0" * 40, "dirty": False, "date": "2026-11-30"}
@@ -229,6 +229,22 @@ def test_answers_one_row_a_task(study):
         range(6)
     )
     assert long["correct"][:6].tolist() == expected.tolist()
+
+
+def test_accuracy_is_against_the_dense_model_on_the_same_items():
+    own = [("two bits", "a", "+--+"), ("two bits", "b", "--"), ("dense", "b", "+-"), ("dense", "a", "++-+")]
+    rows = pd.DataFrame(own, columns=["family", "task", "right"]).assign(model="6L", draw=0, key="k", seconds=1.0)
+    found = accuracy_rows(rows.assign(bytes=rows["family"].map({"two bits": 1, "dense": 9})))
+    assert found[["model", "family", "draw", "bytes"]].values.tolist() == [["6L", "two bits", 0, 1]]
+    assert found["value"].item() == pytest.approx(-100 * 2 / 6)
+    assert found["low"].item() < found["value"].item() < found["high"].item()
+
+
+def test_a_score_that_takes_long_waits_for_the_full_profile(study, monkeypatch):
+    ran = counted(monkeypatch)
+    assert study().score("6L", lw.scores.lim, n=4, quick=False) is None and not ran
+    made = study(full=True).score("6L", lw.scores.lim, n=4, quick=False)
+    assert np.array_equal(study().score("6L", lw.scores.lim, n=4, quick=False), made) and len(ran) == 1
 
 
 def test_an_executor_gives_the_same(study, tmp_path):

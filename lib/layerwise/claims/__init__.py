@@ -7,7 +7,7 @@ that decide stand in `verdict`, before any row is seen.
 from layerwise.claims.depth import q4, tolerated
 from layerwise.claims.differences import against, by_model, changes
 from layerwise.claims.dynamic import q2
-from layerwise.claims.equal_bytes import at_equal_bytes, crossing, q3
+from layerwise.claims.equal_bytes import at_equal_bytes, best_that_fits, crossing, crossings, q3
 from layerwise.claims.quantization import gains, q1, q5, q6, share_within, shares
 from layerwise.claims.slice_widths import against_constant, s1, s1_tasks, s2, settings
 from layerwise.claims.twins import beside_twins, twins_in_words
@@ -19,9 +19,11 @@ __all__ = [
     "against_constant",
     "at_equal_bytes",
     "beside_twins",
+    "best_that_fits",
     "by_model",
     "changes",
     "crossing",
+    "crossings",
     "effects",
     "gains",
     "q1",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
@@ -145,8 +147,7 @@ def crossing(rows: pd.DataFrame, a: str, b: str) -> Estimate:
     for name, part in zip((a, b), parts, strict=True):
         if part.empty:
             raise ValueError(f"no row is of the family {name!r}; there is {', '.join(rows['family'].unique())}")
-    ends = [part.groupby("draw")["bytes"].agg(["min", "max"]) for part in parts]
-    low, high = max(each["min"].max() for each in ends), min(each["max"].min() for each in ends)
+    low, high = _common_sizes(*parts)
     if low >= high:
         raise ValueError(f"{a} and {b} have no sizes in common")
     sizes = np.unique(np.append(pd.concat(parts)["bytes"], (low, high)))
@@ -158,8 +159,45 @@ def crossing(rows: pd.DataFrame, a: str, b: str) -> Estimate:
     sizes, gain = sizes[differ], (of_b - of_a)[differ]  # [sizes, windows]
     n = gain.shape[1]
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=block_orders.TIMES)
-    resampled = [_stops(sizes, each) for each in (counts / n) @ gain.T]
-    return stats.bootstrap_interval(_stops(sizes, gain.mean(axis=1)), resampled, n)
+    value, *resampled = _stops(sizes, np.vstack([gain.mean(axis=1), (counts / n) @ gain.T]))
+    return stats.bootstrap_interval(value, resampled, n)
+
+
+def _common_sizes(*parts: pd.DataFrame) -> tuple[float, float]:
+    """The smallest and the largest size that every draw of every part reaches; they are the wrong way round if none."""
+    ends = [part.groupby("draw")["bytes"].agg(["min", "max"]) for part in parts]
+    return max(each["min"].max() for each in ends), min(each["max"].min() for each in ends)
+
+
+def crossings(rows: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
+    """`crossing` of pairs of families on each model: model, better, rival, and in bytes value, low, high.
+
+    Pairs that a model lacks, or that have no sizes in common there, are left out.
+    """
+    found = []
+    for model, part in rows.groupby("model", sort=False):
+        parts = dict(list(part.groupby("family")))
+        for better, rival in pairs:
+            if {better, rival} <= set(parts) and np.less(*_common_sizes(parts[better], parts[rival])):
+                estimate = crossing(part, better, rival)
+                found.append({"model": model, "better": better, "rival": rival} | estimate._asdict())
+    return pd.DataFrame(found, columns=["model", "better", "rival", *Estimate._fields])
+
+
+def best_that_fits(rows: pd.DataFrame, size: float) -> dict:
+    """The plan of one model that loses least of those that store at most `size` bytes, each at its first draw.
+
+    Chosen on half of the windows and measured on the other half: `family`, `amount`, `bytes`, and the loss minus the
+    dense model's in nats per token as `value`, `low`, `high`. Empty where nothing fits. Rows as for `crossing`, with
+    `amount`, the plan in words.
+    """
+    windows = block_orders.windows_of(rows, ["family", "amount", "draw", "bytes"])
+    fits = rows[(rows["bytes"] <= size) & (rows["draw"] == 0)]
+    if fits.empty:
+        return {}
+    best = fits.loc[fits[windows[::2]].mean(axis=1).idxmin()]
+    measured = stats.mean(best[windows[1::2]].to_numpy(float))
+    return best[["family", "amount", "bytes"]].to_dict() | measured._asdict()
 
 
 def _between(part: pd.DataFrame, size: float, windows: list[str]) -> np.ndarray:
@@ -172,15 +210,17 @@ def _between(part: pd.DataFrame, size: float, windows: list[str]) -> np.ndarray:
     return np.array(curves)
 
 
-def _stops(sizes: np.ndarray, gain: np.ndarray) -> float:
-    """Where a gain `[sizes]` first stops being positive, from the largest size downwards."""
-    worse = np.flatnonzero(gain <= 0)
-    if not len(worse):
-        return 0.0
-    i = worse[-1]
-    if i == len(sizes) - 1:
-        return float("inf")
-    return float(np.interp(0, gain[i : i + 2], sizes[i : i + 2]))
+def _stops(sizes: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """Where each of some gains `[n, sizes]` first stops being positive, from the largest size downwards, `[n]`."""
+    worse = gains <= 0
+    last = len(sizes) - 1 - worse[:, ::-1].argmax(axis=1)  # of those that are worse anywhere
+    below, above = last, np.minimum(last + 1, len(sizes) - 1)
+    each = np.arange(len(gains))
+    start, end = gains[each, below], gains[each, above]
+    share = np.divide(-start, end - start, out=np.zeros(len(gains)), where=end > start)
+    found = sizes[below] + share * (sizes[above] - sizes[below])
+    found = np.where(last == len(sizes) - 1, np.inf, found)
+    return np.where(worse.any(axis=1), found, 0.0)
 
 
 def _read(rows: pd.DataFrame) -> tuple[list[str], pd.DataFrame]:

@@ -106,18 +106,23 @@ class Study:
         return self._table(table, asked, quick, "values")
 
     def score(
-        self, model: str, function: Callable, n: int = 64, seed: int = 0, corpus: str | None = None
-    ) -> np.ndarray:
+        self, model: str, function: Callable, n: int = 64, seed: int = 0, corpus: str | None = None, quick: bool = True
+    ) -> np.ndarray | None:
         """Importance `[L]` of a model's blocks by `function(model, tokens)`, on `n` windows of calibration text.
 
         The same numbers wherever the book is built: those of `results/` where they are committed, since the last digit
-        may decide which of two blocks goes first.
+        may decide which of two blocks goes first. One that takes long isn't `quick`: it is run in the full profile, and
+        else None where it isn't known.
         """
         of = (model, key({"function": function}), n, seed, corpus)
         if of not in self._scores:
             about = {"windows": n, "text": corpus or self.corpus}  # by which a table tells scores of one name apart
             named = {_called(function): function}
-            found = self.values("scores", named, [model], "calibration", n, seed, corpus, **about)
+            found = self.values(
+                "scores", named, [model], "calibration", n, seed, corpus, quick=lambda labels: quick, **about
+            )
+            if found.empty and not (quick or self.full):
+                return None
             if found.empty:
                 raise ValueError(f"{_called(function)} gave nothing on {model}: the warning above says why")
             self._scores[of] = found.sort_values("block")["value"].to_numpy()

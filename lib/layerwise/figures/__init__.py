@@ -10,7 +10,7 @@ from layerwise.figures.common import COLOURS, GREY, MARKERS, WIDTH, style
 from layerwise.figures.memory import fits
 from layerwise.figures.models import accuracies, by_depth, loss_curves
 from layerwise.figures.orders import orders, shares
-from layerwise.figures.plans import curves, grid, plan_bars, rivals
+from layerwise.figures.plans import curves, grid, over_bytes, plan_bars, rivals
 from layerwise.figures.scores import against_damage, by_layer, correlations, residual_norms, settling
 from layerwise.figures.verdicts import verdicts
 
@@ -29,6 +29,7 @@ __all__ = [
     "grid",
     "loss_curves",
     "orders",
+    "over_bytes",
     "plan_bars",
     "residual_norms",
     "rivals",

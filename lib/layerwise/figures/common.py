@@ -42,7 +42,8 @@ def panels(count, height, sharex=True) -> list[Axes]:
 def looks_of(models: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each model, or of each of whatever else the figure tells apart."""
     names = list(dict.fromkeys(models))
-    return {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
+    count = len(COLOURS)  # of markers too; an eighth name has the first one's colour and another marker
+    return {name: (COLOURS[i % count], MARKERS[(i + i // count) % count]) for i, name in enumerate(names)}
 
 
 def line(ax, x, lines, look, label):

@@ -140,6 +140,37 @@ def curves(rows: pd.DataFrame, xlabel: str, ylabel: str, log_x: bool = False) ->
     return axes
 
 
+def over_bytes(rows: pd.DataFrame, y: Literal["quality", "kl", "accuracy"] = "quality", dense=None) -> list[Axes]:
+    """What families of plans keep at so many bytes, a panel per model, a line per family.
+
+    Rows: one per plan and draw: model, family, step (its number in the family), bytes, and of what is drawn the value
+    with its interval: loss, loss_low and loss_high minus the dense model's, drawn as quality, exp(-loss); kl; or
+    value, low and high in points of accuracy minus the dense model's. Draws of calibration text are averaged; those of
+    a family that is called random are a band. `dense` has the dense model's bytes by model, which adds its point.
+    """
+    names, label, best = {
+        "quality": (["loss", "loss_high", "loss_low"], "quality", 1),
+        "kl": (["kl", "kl_low", "kl_high"], "KL, nats", 0),
+        "accuracy": (["value", "low", "high"], "points of accuracy", 0),
+    }[y]
+    values = rows[names].to_numpy(float)
+    values = np.exp(-values) if y == "quality" else values
+    x = rows.groupby(["model", "family", "step"])["bytes"].transform("mean") / 1e6  # a band needs one x
+    drawn = rows[["model", "step"]].assign(plan=rows["family"], x=x, value=values[:, 0])
+    drawn["low"], drawn["high"] = values[:, 1], values[:, 2]
+    is_band = drawn["plan"].str.contains("random")
+    drawn["line"] = np.where(is_band, np.arange(len(drawn)), -1)
+    keys = ["model", "plan", "step", "line"]
+    lines = drawn.groupby(keys, sort=False).mean().reset_index()
+    point = {"plan": "dense", "value": best, "low": best, "high": best}
+    points = [point | {"model": model, "x": size / 1e6} for model, size in (dense or {}).items()]
+    axes = curves(pd.concat([lines, pd.DataFrame(points)]), "megabytes as stored", label)
+    for ax in axes if y == "quality" else ():
+        ax.set_yscale("linear")  # on a log scale 0.9 and 1 look alike
+        ax.set_ylim(0, 1.05)
+    return axes
+
+
 def _rival(ax, y, lines, look, limit, unit):
     """One plan: its interval, or its draws and their band; beyond the limit an arrow."""
     values = 100 * lines["value"]

@@ -1,5 +1,6 @@
 """What is to be done to each layer, and the rules that decide it from scores and a budget; knows no model."""
 
+from layerwise.plans.baselines import in_reverse, shuffled
 from layerwise.plans.drops import drop, drop_run
 from layerwise.plans.groups import bits, outliers
 from layerwise.plans.plan import FIELDS, Layer, Plan
@@ -16,5 +17,7 @@ __all__ = [
     "drop",
     "drop_run",
     "dynamic_slices",
+    "in_reverse",
     "outliers",
+    "shuffled",
 ]
