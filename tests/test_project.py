@@ -158,7 +158,7 @@ def test_cells_are_short(name):
 
 def functions_of(name):
     """Functions that a notebook defines, methods and functions within functions included."""
-    cells = [re.sub(r"^\s*%.*$", "pass", source(cell), flags=re.MULTILINE) for cell in code_cells(name)]
+    cells = [re.sub(r"^(\s*)[%!].*$", r"\1pass", source(cell), flags=re.MULTILINE) for cell in code_cells(name)]
     nodes = [node for cell in cells for node in ast.walk(ast.parse(cell))]
     return [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
 
