@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -184,7 +185,7 @@ def crossings(rows: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> pd.DataFr
     return pd.DataFrame(found, columns=["model", "better", "rival", *Estimate._fields])
 
 
-def best_that_fits(rows: pd.DataFrame, size: float) -> dict:
+def best_that_fits(rows: pd.DataFrame, size: float) -> dict[str, Any]:
     """The plan of one model that loses least of those that store at most `size` bytes, each at its first draw.
 
     Chosen on half of the windows and measured on the other half: `family`, `amount`, `bytes`, and the loss minus the

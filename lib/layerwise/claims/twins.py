@@ -1,13 +1,16 @@
 """Whether a model that was trained another way stands apart from its twins: the same but for the training seed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from layerwise import stats
 
-_SCALES = {  # on which training seeds are taken to be normal, and back
+_SCALES: dict[
+    str, tuple[Callable[..., Any], Callable[..., Any]]
+] = {  # on which training seeds are taken to be normal, and back
     "rank correlation": (np.arctanh, np.tanh),
     "%": (np.asarray, lambda shares: np.clip(shares, 0, 100)),
 }
@@ -37,7 +40,7 @@ def beside_twins(rows: pd.DataFrame, twins: str = "AdamW", other: str = "muon") 
     return pd.DataFrame(found, columns=_COLUMNS)
 
 
-def twins_in_words(row: Mapping) -> str:
+def twins_in_words(row: Mapping[str, Any]) -> str:
     """A row of `beside_twins` whose `apart` is known as part of a sentence."""
     form = "{:+.2f}" if row["unit"] == "rank correlation" else "{:.0f} %"
     value, low, high, least, most = (form.format(row[each]) for each in ("value", "low", "high", "from", "to"))
