@@ -6,16 +6,17 @@ that decide stand in `verdict`, before any row is seen.
 
 from layerwise.claims.depth import q4, tolerated
 from layerwise.claims.dynamic import q2
-from layerwise.claims.equal_bytes import at_equal_bytes, best_that_fits, crossing, crossings, q3
+from layerwise.claims.equal_bytes import at_equal_bytes, best_that_fits, crossing, crossings, q3, random_ahead
 from layerwise.claims.quantization import gains, q1, q5, q6, share_within, shares
 from layerwise.claims.slice_widths import against_constant, s1, s1_tasks, s2, settings
-from layerwise.claims.verdict import Verdict, summary, table, told
+from layerwise.claims.verdict import Verdict, by_model, summary, table, told
 
 __all__ = [
     "Verdict",
     "against_constant",
     "at_equal_bytes",
     "best_that_fits",
+    "by_model",
     "crossing",
     "crossings",
     "gains",
@@ -25,6 +26,7 @@ __all__ = [
     "q4",
     "q5",
     "q6",
+    "random_ahead",
     "s1",
     "s1_tasks",
     "s2",
