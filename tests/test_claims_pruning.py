@@ -198,3 +198,17 @@ def test_the_best_that_fits_is_measured_on_windows_that_did_not_choose_it():
     assert found["value"] == pytest.approx(best[["w1", "w3", "w5", "w7"]].to_numpy().mean())
     assert found["low"] < found["value"] < found["high"]
     assert claims.best_that_fits(part, 0.1) == {}
+
+
+def test_estimates_by_model_in_a_clause():
+    rows = pd.DataFrame(
+        {"model": ["6L", "12L", "24L"], "value": [1.2, np.nan, -2], "low": [1.1, 0, np.nan], "high": 1.3}
+    )
+    assert claims.by_model(rows, "nats") == "+1.20 nats (95 %: +1.10 to +1.30) on 6L, −2.00 nats on 24L"
+    assert claims.by_model(rows.head(0), "nats") == "not measured"
+
+
+def test_random_orders_that_do_better_are_counted():
+    rows = pd.DataFrame({"model": "6L", "family": ["by LIM", *["random"] * 3], "loss": [1.0, 0.5, 1.5, 0.9]})
+    both = pd.concat([rows, rows[:1].assign(model="12L")])
+    assert claims.random_ahead(both, "by LIM", "random") == "2 of 3 on 6L"

@@ -5,13 +5,13 @@ that decide stand in `verdict`, before any row is seen.
 """
 
 from layerwise.claims.depth import q4, tolerated
-from layerwise.claims.differences import against, by_model, changes
+from layerwise.claims.differences import against, changes, changes_by_model
 from layerwise.claims.dynamic import q2
-from layerwise.claims.equal_bytes import at_equal_bytes, best_that_fits, crossing, crossings, q3
+from layerwise.claims.equal_bytes import at_equal_bytes, best_that_fits, crossing, crossings, q3, random_ahead
 from layerwise.claims.quantization import gains, q1, q5, q6, share_within, shares
 from layerwise.claims.slice_widths import against_constant, s1, s1_tasks, s2, settings
 from layerwise.claims.twins import beside_twins, twins_in_words
-from layerwise.claims.verdict import Verdict, effects, summary, table, told
+from layerwise.claims.verdict import Verdict, by_model, effects, summary, table, told
 
 __all__ = [
     "Verdict",
@@ -22,6 +22,7 @@ __all__ = [
     "best_that_fits",
     "by_model",
     "changes",
+    "changes_by_model",
     "crossing",
     "crossings",
     "effects",
@@ -32,6 +33,7 @@ __all__ = [
     "q4",
     "q5",
     "q6",
+    "random_ahead",
     "s1",
     "s1_tasks",
     "s2",

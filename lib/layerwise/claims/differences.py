@@ -41,7 +41,7 @@ def changes(rows: pd.DataFrame, by: Sequence[str], value: str = "difference") ->
     return pd.DataFrame(found, columns=[*by, *Estimate._fields])
 
 
-def by_model(changes: pd.DataFrame) -> str:
+def changes_by_model(changes: pd.DataFrame) -> str:
     """A change on each model, in words: "−4.1 % (−6.2 to −2.0) on 6L, ...". Rows: model, value, low, high."""
     said = []
     for row in changes.itertuples():

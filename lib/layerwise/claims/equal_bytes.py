@@ -201,6 +201,19 @@ def best_that_fits(rows: pd.DataFrame, size: float) -> dict[str, Any]:
     return best[["family", "amount", "bytes"]].to_dict() | measured._asdict()
 
 
+def random_ahead(rows: pd.DataFrame, family: str, random: str) -> str:
+    """In a clause, how many draws of the family `random` lose less than the mean of `family`: "3 of 10 on 6L, ...".
+
+    Rows as for `crossing`, with the loss: of each model the one plan of both families that is told of.
+    """
+    phrases = []
+    for model, part in rows.groupby("model", sort=False):
+        drawn, own = (part.loc[part["family"] == name, "loss"] for name in (random, family))
+        if len(drawn) and len(own):
+            phrases.append(f"{(drawn < own.mean()).sum()} of {len(drawn)} on {model}")
+    return ", ".join(phrases) or "not measured"
+
+
 def _between(part: pd.DataFrame, size: float, windows: list[str]) -> np.ndarray:
     """Losses of a kind of pruning at a size, linear in bytes between its plans: `[draws, windows]`."""
     curves = []

@@ -110,6 +110,17 @@ def effects(verdicts: Iterable[Verdict]) -> str:
     )
 
 
+def by_model(rows: pd.DataFrame, unit: str, sign: str = "+") -> str:
+    """Estimates in a clause, "+1.20 nats (95 %: +1.07 to +1.33) on 6L, ...": rows with model, value, low, high.
+
+    `sign` "-" leaves the plus out, for what is no difference.
+    """
+    each = rows.dropna(subset="value")[["model", "value", "low", "high"]].itertuples(index=False)
+    return (
+        ", ".join(f"{in_words(Estimate(*values), unit, sign)} on {model}" for model, *values in each) or "not measured"
+    )
+
+
 def no_worse(gain: Estimate, margin: float, unit: str) -> tuple[str, str]:
     """Verdict and, in words, why; `margin` in the unit of the gain."""
     if np.isnan(gain.low):
@@ -157,9 +168,9 @@ def turned(estimate: Estimate) -> Estimate:
     return Estimate(-estimate.value, -estimate.high, -estimate.low)
 
 
-def in_words(estimate: Estimate, unit: str) -> str:
-    """The value with its unit and its interval, if there is one."""
-    value, low, high = (f"{number:+.2f}".replace("-", "−") for number in estimate)
+def in_words(estimate: Estimate, unit: str, sign: str = "+") -> str:
+    """The value with its unit and its interval, if there is one; `sign` as in a format, "+" shows it always."""
+    value, low, high = (f"{number:{sign}.2f}".replace("-", "−") for number in estimate)
     return f"{value} {unit}" if np.isnan(estimate.low) else f"{value} {unit} (95 %: {low} to {high})"
 
 
