@@ -385,4 +385,4 @@ def test_changes_are_of_perplexity_over_draws_and_windows():
     of_model = pd.DataFrame(
         {"model": ["6L", "12L"], "value": [-0.041, 0.02], "low": [-0.062, None], "high": [-0.02, None]}
     )
-    assert claims.by_model(of_model) == "−4.1 % (−6.2 to −2.0) on 6L, +2.0 % on 12L"
+    assert claims.changes_by_model(of_model) == "−4.1 % (−6.2 to −2.0) on 6L, +2.0 % on 12L"
