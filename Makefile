@@ -1,14 +1,14 @@
 # Layer by Layer: `make book` builds the book, `make test` checks it, `make help` lists the rest.
 
 # The first Python that the lock is tested with; `make PYTHON=... env` chooses another one.
-PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
-    "$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && { echo "$$p"; break; }; done)
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+    "$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' 2>/dev/null && { echo "$$p"; break; }; done)
 BIN := .venv/bin
 STAMP := .venv/.layerwise-installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env book test test-colab lab bench lint clean
+.PHONY: help env book test test-latest test-extend test-colab lab bench lint types clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,8 +17,8 @@ help: ## list these targets
 # a pretrained model comes without what it requires, which would compile another program to run it.
 $(STAMP): constraints.txt pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then \
-	    echo "No Python 3.11 or 3.12 found: install one of them, or name it with: make PYTHON=/path/to/python env" >&2; exit 1; fi
-	@"$(PYTHON)" -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python %d.%d is too old: 3.11 or 3.12 is needed. Name one with: make PYTHON=/path/to/python env" % v[:2])'
+	    echo "No Python 3.11 to 3.13 found: install one of them, or name it with: make PYTHON=/path/to/python env" >&2; exit 1; fi
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python %d.%d is too old: 3.11 to 3.13 is needed. Name one with: make PYTHON=/path/to/python env" % v[:2])'
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[quantizers,book,lab,cluster,dev]'
@@ -35,7 +35,21 @@ book: $(STAMP) ## execute what changed, build the book, check its pages
 test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(JOBS) --durations=10
 
+# The newest versions that the ranges of pyproject.toml allow, in an environment of its own. Without llm-compressor, which
+# holds transformers back; gptq is tested with the lock alone. TORCH names another torch than the newest.
+TORCH ?= torch
+test-latest: ## run the tests with the newest versions that pyproject.toml allows
+	"$(PYTHON)" -m venv .venv-latest
+	.venv-latest/bin/python -m pip install --quiet --upgrade "$(TORCH)"
+	.venv-latest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager "$(TORCH)" \
+	    --editable '.[book,lab,cluster,dev]' 'optimum-quanto>=0.2.7' 'hqq>=0.2.8'
+	.venv-latest/bin/python -m pip freeze
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv-latest/bin/python -m pytest -n $(JOBS) -k "not gptq"
+
 # Installs this clone's last commit, as Colab installs GitHub's.
+test-extend: $(STAMP) ## extend every chapter as a reader would, by a score and a quantizer
+	OMP_NUM_THREADS=1 $(BIN)/python tests/extend.py
+
 test-colab: $(STAMP) ## run every notebook, at its smallest, in a clean environment as on Colab
 	$(BIN)/python tests/colab.py
 
@@ -46,9 +60,12 @@ lab: $(STAMP) ## open the notebooks in JupyterLab, text and notebook paired
 bench: $(STAMP) ## run the speed and memory comparisons
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
-lint: $(STAMP) ## check style and formatting
+lint: types ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check lib tests benchmarks
 
+types: $(STAMP) ## check the types of plans, scores, statistics and claims
+	$(BIN)/mypy
+
 clean: ## remove everything built; keep the environment, and training/ with its checkpoints
-	rm -rf _build .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,13 +1,15 @@
-"""Every notebook as Colab would run it: `python tests/colab.py [NAME ...]`, or `make test-colab`.
+"""Every notebook as Colab would run it: `python tests/colab.py [--latest] [NAME ...]`, or `make test-colab`.
 
 A new virtual environment has torch and Jupyter's kernel, a stand-in for the module `google.colab`, and nothing of ours.
 Each notebook is run in it from an empty folder, at its smallest: the quick profile on the smallest embedded model. Its
 own set-up cell installs the package, from the last commit of this clone in place of GitHub; the one before is
-uninstalled first, so that each set-up cell has to do it. Notebooks that ask for the quantizers come last, so that the
-others do without. What must hold then: it ran to its end, torch is the one that was there, and the browser was offered
-an archive of rows.
+uninstalled first, so that each set-up cell has to do it. With `--latest`, torch and transformers are the newest there
+are, as Colab has them; else torch is the one of the lock, and transformers comes with the package. Notebooks that ask
+for the quantizers come last, so that the others do without. What must hold then: it ran to its end, torch is the one
+that was there, and the browser was offered an archive of rows.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -34,13 +36,15 @@ SMALLEST = {"PROFILE": "quick", "MODELS": "embedded/6L"}
 OWN = {"claims": {}, "what_fits": SMALLEST | {"WINDOWS": 8, "LENGTH": 128}}
 
 
-def environment(folder: Path) -> Path:
+def environment(folder: Path, latest: bool) -> Path:
     """The Python of a new virtual environment, which is also Jupyter's kernel "colab"."""
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     for package in ("torch", "ipykernel"):
-        install(python, "install", "--quiet", f"{package}=={pinned[package]}")
+        install(python, "install", "--quiet", package if latest else f"{package}=={pinned[package]}")
+    if latest:
+        install(python, "install", "--quiet", "transformers")
     (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
     for name, text in STAND_IN.items():
         (packages / name).parent.mkdir(parents=True, exist_ok=True)
@@ -84,12 +88,16 @@ def run(name: str, folder: Path, python: Path) -> None:
 
 
 def main() -> None:
+    command = argparse.ArgumentParser(description="Run notebooks as Colab would.")
+    command.add_argument("names", nargs="*", metavar="NAME")
+    command.add_argument("--latest", action="store_true", help="newest torch and transformers")
+    options = command.parse_args()
     names = sorted(
-        sys.argv[1:] or chapters(ROOT), key=lambda name: "[quantizers]" in notebook_source(ROOT, name).read_text()
+        options.names or chapters(ROOT), key=lambda name: "[quantizers]" in notebook_source(ROOT, name).read_text()
     )
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        python = environment(folder)
+        python = environment(folder, options.latest)
         os.environ |= {
             "JUPYTER_PATH": str(folder),
             "PYTHONPATH": "",

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 import papermill
-from layerwise.book.paths import chapters, source
+from layerwise.book.paths import chapters
+from layerwise.book.paths import notebook_source as source
 from layerwise.book.sync import read_notebook
 
 ROOT = Path(__file__).parent.parent

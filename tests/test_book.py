@@ -195,14 +195,33 @@ def test_the_stage_holds_pages_and_named_figures_and_nothing_older(book):
 def test_faults_of_a_page_are_found(book, html, problem):
     page = book / "page.html"
     page.write_text(f"<html><body>{html}</body></html>")
-    (found,) = check.check_page(page)
+    (found,) = check.check_page(page, check.read_page(page))
     assert problem in found
 
 
 def test_links_to_follow_and_described_images_are_no_fault(book):
     page = book / "page.html"
     page.write_text('<a href="https://example.org">x</a><img src="data:image/png;base64,AA" alt="Loss by block">')
-    assert check.check_page(page) == []
+    assert check.check_page(page, check.read_page(page)) == []
+
+
+def test_links_inside_of_the_book_must_lead_somewhere(book):
+    site = book / "_build" / "html"
+    (site / "notebooks").mkdir(parents=True)
+    (site / "index.html").write_text(
+        '<a href="notebooks/toy.html#a%20b">x</a><a href="#">y</a><a href="gone.html">z</a>'
+    )
+    (site / "notebooks" / "toy.html").write_text(
+        '<h1 id="a b">T</h1><a href="../index.html?q=1">x</a><a href="../index.html#gone">y</a><a href="#here">z</a>'
+        '<a href="https://example.org/#gone">w</a><a href="data:text/csv;base64,AA">v</a><a href="mailto:a@b.c">u</a>'
+    )
+    (book / "_toc.yml").write_text("root: notebooks/toy\n")
+    assert check.check_pages(book) == [
+        "index.html: it links to a file that is not there: gone.html",
+        "notebooks/toy.html: it links to an anchor that is not there: ../index.html#gone",
+        "notebooks/toy.html: it links to an anchor that is not there: #here",
+    ]
+    assert check.external_links(book) == ["https://example.org/#gone"]
 
 
 def test_a_page_of_the_contents_that_was_not_built_is_found(book):

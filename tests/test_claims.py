@@ -365,7 +365,24 @@ def test_differences_are_from_constant_slices_of_the_same_mean_draw_and_unit():
 def test_constant_slicing_must_have_what_others_have():
     rows = pd.DataFrame({"model": "6L", "plan": ["constant", "LR", "LR"], "mean": 0.3, "draw": 0, "loss": 1.0})
     rows["window"] = [0, 0, 1]
-    with pytest.raises(ValueError, match="constant slicing needs one row for each model, mean, draw, window"):
+    with pytest.raises(ValueError, match="the plan 'constant' needs one row for each model, mean, draw, window"):
         claims.against_constant(rows)
-    with pytest.raises(ValueError, match="constant slicing needs one row"):
+    with pytest.raises(ValueError, match="the plan 'constant' needs one row"):
         claims.against_constant(pd.concat([rows[:1], rows[:2]]))
+
+
+def test_changes_are_of_perplexity_over_draws_and_windows():
+    windows = pd.MultiIndex.from_product([["6L", "12L"], ["LR", "ramp"], [0, 1], range(3)])
+    rows = windows.to_frame(index=False, name=["model", "plan", "draw", "window"])
+    rng = np.random.default_rng(0)
+    rows["difference"] = rng.normal(0, 0.01, len(rows)) - 0.05 * (rows["plan"] == "LR")
+    found = claims.changes(rows, ["model", "plan"])
+    values = rows.query("model == '12L' and plan == 'LR'")["difference"].to_numpy().reshape(2, 3)
+    expected = np.expm1(lw.stats.crossed_mean(values))
+    assert found.iloc[2].tolist() == ["12L", "LR", *expected]
+    alone = claims.changes(rows[rows["draw"] == 0], ["model", "plan"])
+    assert alone["low"].isna().all()
+    of_model = pd.DataFrame(
+        {"model": ["6L", "12L"], "value": [-0.041, 0.02], "low": [-0.062, None], "high": [-0.02, None]}
+    )
+    assert claims.by_model(of_model) == "−4.1 % (−6.2 to −2.0) on 6L, +2.0 % on 12L"

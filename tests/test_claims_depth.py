@@ -158,3 +158,47 @@ def test_models_that_never_leave_the_level_tell_nothing():
 def test_rows_that_cannot_be_judged_say_why(change, message):
     with pytest.raises(ValueError, match=message):
         claims.q4(change(rows(5)))
+
+
+def beside(values, other, unit="%", reach=1.0):
+    trained = [("AdamW", value) for value in values] + [("muon", other)]
+    found = [
+        {"model": f"m{i}", "kind": "bits", "blocks": 12, "recipe": recipe, "unit": unit, "value": value}
+        for i, (recipe, value) in enumerate(trained)
+    ]
+    found = pd.DataFrame(found)
+    other_depth = found.head(1).assign(model="deep", blocks=24, value=0.5)
+    return pd.concat([found.assign(low=found["value"] - reach, high=found["value"] + reach), other_depth])
+
+
+def test_a_model_stands_apart_where_its_interval_is_outside_of_what_one_more_twin_would_give():
+    values = [50.0, 52.0, 54.0]
+    reach = reference.t.ppf(0.975, 2) * 2 * np.sqrt(1 + 1 / 3)
+    (row,) = claims.beside_twins(beside(values, 30.0)).to_dict("records")
+    assert (row["model"], row["twins"], row["apart"]) == ("m3", 3, True)
+    assert [row["from"], row["to"]] == pytest.approx([52 - reach, 52 + reach])
+    words = f"30 % (29 % to 31 %); judging by 3 twins, another seed by AdamW would lie between {52 - reach:.0f} %"
+    assert claims.twins_in_words(row).startswith(words) and claims.twins_in_words(row).endswith("so it stands apart")
+    (row,) = claims.beside_twins(beside(values, 42.5)).to_dict("records")
+    assert row["apart"] is False and "doesn't clearly stand apart" in claims.twins_in_words(row)
+
+
+def test_correlations_of_twins_are_compared_on_fishers_scale():
+    (row,) = claims.beside_twins(beside([0.5, 0.6, 0.7], -0.9, "rank correlation", 0.05)).to_dict("records")
+    there = np.arctanh([0.5, 0.6, 0.7])
+    reach = reference.t.ppf(0.975, 2) * there.std(ddof=1) * np.sqrt(1 + 1 / 3)
+    assert [row["from"], row["to"]] == pytest.approx(np.tanh([there.mean() - reach, there.mean() + reach]))
+    assert row["apart"] and claims.twins_in_words(row).startswith("−0.90 (−0.95 to −0.85)")
+
+
+def test_without_twins_that_differ_nothing_can_stand_apart():
+    for values in ([50.0], [50.0, 50.0]):
+        (row,) = claims.beside_twins(beside(values, 30.0)).to_dict("records")
+        assert row["apart"] is None and np.isnan(row["from"])
+    assert claims.beside_twins(beside([50.0, 52.0], 30.0), other="lion").empty
+    assert "apart" in claims.beside_twins(beside([50.0], 30.0), other="lion")
+
+
+def test_what_is_the_same_in_all_rows_of_a_model_is_kept():
+    found = claims.tolerated(plans().assign(key=range(5)))
+    assert found.loc[0, "blocks"] == 6 and "key" not in found

@@ -1,6 +1,7 @@
 """The repository holds together: one lock, one address, notebooks that are what their text says."""
 
 import ast
+import collections
 import importlib.metadata
 import json
 import re
@@ -17,6 +18,7 @@ import setuptools
 import torch
 import yaml
 from layerwise.book import execute, paths, sync
+from layerwise.experiments.ledger import is_clean
 from layerwise.models.wheels import WHEELS
 from layerwise.world import TASKS
 from layerwise.world.tokens import FOLDER, VOCABULARY
@@ -85,7 +87,7 @@ def test_the_cuda_build_in_the_lock_is_that_of_the_pinned_torch():
 
 
 def test_torch_is_installed_under_the_lock_too():
-    installs = re.findall(r"pip install .*", (ROOT / "Makefile").read_text())
+    installs = re.findall(r"\$\(BIN\).* pip install .*", (ROOT / "Makefile").read_text())
     assert len(installs) == 3 and all("--constraint constraints.txt" in line for line in installs), installs
 
 
@@ -152,6 +154,38 @@ def test_cells_are_short(name):
     assert max(lengths) <= 20 and statistics.median(lengths) <= 6
     lines = [line for cell in code_cells(name) for line in source(cell).splitlines()]
     assert not [line for line in lines if len(line) > 88 and "://" not in line], "these lines are cut off on a page"
+
+
+def functions_of(name):
+    """Functions that a notebook defines, methods and functions within functions included."""
+    cells = [re.sub(r"^(\s*)[%!].*$", r"\1pass", source(cell), flags=re.MULTILINE) for cell in code_cells(name)]
+    nodes = [node for cell in cells for node in ast.walk(ast.parse(cell))]
+    return [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_chapter_is_one_experiment(name):
+    assert len(code_cells(name)) <= 45 and len(functions_of(name)) <= 8
+
+
+def test_no_function_stands_in_two_notebooks():
+    counted = collections.Counter(function for name in NAMES for function in set(functions_of(name)))
+    assert not [function for function, count in counted.items() if count > 1], "move it to the library"
+
+
+def test_committed_results_can_be_made_again():
+    """Their code has a commit; what was carried over from older tables, until it is made anew, says so."""
+    found = 0
+    for path in (ROOT / "results").glob("*/*.json"):
+        for origin in json.loads(path.read_text()).get("runs", {}).values():
+            found += 1
+            assert is_clean(origin), f"{path.name}: made with changes that no commit has"
+    assert found
+
+
+def test_results_are_small():
+    sizes = [path.stat().st_size for path in (ROOT / "results").rglob("*") if path.is_file()]
+    assert sum(sizes) < 25e6
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -252,7 +286,9 @@ def test_the_wheel_holds_the_world_with_its_tasks_and_models(monkeypatch):
 def test_rooms_import_only_from_rooms_above_them():
     order = re.findall(r"^\| `(\w+)/?` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     package = ROOT / "lib" / "layerwise"
-    assert sorted(order) == sorted({path.stem for path in package.iterdir() if path.stem[0] not in "._"})
+    assert sorted(order) == sorted(
+        {path.stem for path in package.iterdir() if path.name[0] not in "._" and path.name != "py.typed"}
+    )
     found = set()
     for path in set(package.rglob("*.py")) - {package / "__init__.py"}:  # which names them all
         inside = path.relative_to(package).with_suffix("").parts

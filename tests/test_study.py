@@ -2,13 +2,14 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import layerwise as lw
 import numpy as np
 import pandas as pd
 import pytest
 from layerwise.experiments import study as studies
-from layerwise.experiments.cases import accuracy_rows, window_rows
+from layerwise.experiments.cases import accuracy_rows, item_rows, window_rows
 from layerwise.quantization import RTN
 
 CLEAN = {"commit": "0" * 40, "dirty": False, "date": "2026-11-30"}
@@ -67,6 +68,9 @@ def test_quality_is_what_compress_and_compare_give(study):
         assert row["kl_high"] == pytest.approx(expected.kl_high, abs=1e-6)
         assert row["bytes"] == lw.size(small).bytes
         assert np.mean([row[f"w{i}"] for i in range(3)]) == pytest.approx(row["loss"], abs=1e-5)
+    shared = first.quality("plans", [first.case("6L", plans["slices"], n=4, shared=True)])
+    small = lw.compress(model, plans["slices"], calibration=lw.calibrate(model, first.text("6L", n=4)))
+    assert shared["loss"].item() == pytest.approx(lw.compare(small, model, test).loss, abs=1e-6)
     dense = first.quality("plans", [first.case("6L", None, kind="dense")])
     assert dense["loss"].item() == dense["kl"].item() == 0
     long = window_rows(rows)
@@ -198,6 +202,20 @@ def test_values_by_block_and_by_window(study):
     assert np.allclose(one.score("6L", lw.scores.zd, n=2), lw.scores.zd(one.models["6L"]))
 
 
+def test_scores_of_several_texts_stand_in_one_table(study, tmp_path):
+    full = study(full=True)
+    for n in (1, 2):
+        full.score("6L", lw.scores.lim, n)
+    full.score("6L", lw.scores.lim, 2, corpus="world/stories")
+    rows = pd.read_csv(tmp_path / "results" / "bits" / "scores.csv")
+    texts = rows.groupby(["windows", "text"]).size().to_dict()
+    assert texts == {(1, "world"): 6, (2, "world"): 6, (2, "world/stories"): 6}
+    shown = study(rows=tmp_path / "elsewhere")
+    for n in (1, 2):
+        shown.score("6L", lw.scores.lim, n)
+    assert len(shown.recheck()) == 1  # of a table and model
+
+
 def test_answers_one_row_a_task(study):
     one = study()
     plan = lw.plans.bits(one.shapes["6L"], np.arange(6), 6, 4, 2)
@@ -206,6 +224,11 @@ def test_answers_one_row_a_task(study):
     assert rows["right"].str.len().tolist() == [6] * 4
     expected = lw.answers(one.models["6L"], one.tokenizers["6L"], ["world_uses"], 6)["correct"]
     assert [each == "+" for each in rows["right"][0]] == expected.astype(bool).tolist()
+    long = item_rows(rows)
+    assert len(long) == 24 and long.query("order == 'dense' and task == 'world_uses'")["item"].tolist() == list(
+        range(6)
+    )
+    assert long["correct"][:6].tolist() == expected.tolist()
 
 
 def test_accuracy_is_against_the_dense_model_on_the_same_items():
@@ -239,3 +262,36 @@ def test_models_of_ones_own(study, tmp_path):
     assert own.last == "mine" and own.quality("t", [own.case("mine", None)])["model"].item() == "mine"
     with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="give names"):
         lw.Study("bits", {"mine": loaded}, executor=executor)
+
+
+def test_measured_values_keep_their_interval_and_damage_its_windows(study):
+    one = study()
+    rows = one.values("scores", {"LIM": partial(lw.scores.measure, lw.scores.lim)}, n=4)
+    measured = lw.scores.measure(lw.scores.lim, one.models["6L"], one.text("6L", n=4))
+    assert np.allclose(rows[["value", "low", "high"]], np.stack([measured.value, measured.low, measured.high]).T)
+    found = one.values("damage", {"2 bits": lw.damage.divergence}, split="test", n=3, label="kind")
+    expected = lw.damage.matrix(lw.damage.by_window(one.models["6L"], one.test("6L"), ["2 bits"]), "2 bits")
+    assert np.allclose(found[["w0", "w1", "w2"]], expected, rtol=1e-4)
+
+
+def test_calibration_text_is_drawn_where_something_reads_it(study):
+    one = study()
+    shape = one.shapes["6L"]
+    by_bits = lw.plans.bits(shape, np.arange(6), 3, 4, 2)
+    assert one.case("6L", by_bits, "rtn").calibration is None
+    assert one.case("6L", lw.plans.drop(shape, np.arange(6), 2)).calibration is None
+    assert one.case("6L", by_bits, "gptq", n=4).calibration.shape == (4, 32)
+    assert one.case("6L", lw.plans.constant_slices(shape, 0.3), n=4).calibration.shape == (4, 32)
+
+
+def test_a_draw_may_be_one_of_something_else_than_calibration_text(study):
+    plan = lw.plans.constant_slices(study().shapes["6L"], 0.3)
+    of = {draw: study().case("6L", plan, draw=draw, n=4) for draw in (0, 1)}
+    fixed = study().case("6L", plan, draw=1, n=4, seed=0)
+    assert fixed.labels["draw"] == 1 and fixed.calibration.equal(of[0].calibration)
+    assert not fixed.calibration.equal(of[1].calibration)
+
+
+def test_values_have_the_labels_that_they_are_asked_with(study):
+    rows = study().values("values", {"rtn": lw.scores.lim}, n=4, label="quantizer", levels="4→2")
+    assert set(rows["quantizer"]) == {"rtn"} and set(rows["levels"]) == {"4→2"} and list(rows["block"]) == [*range(6)]

@@ -198,6 +198,31 @@ def test_items_of_a_folder_are_asked_as_lm_eval_asks_those_of_the_hub(letters, t
     assert not any((tmp_path / "scratch").iterdir())
 
 
+def test_logits_are_made_where_answers_are_read_and_likelihoods_stay_the_same_in_every_digit(
+    letters, tmp_path, monkeypatch
+):
+    from layerwise import harness, tasks
+    from lm_eval.models.huggingface import HFLM
+
+    put(tmp_path, "arc_easy", "winogrande", "mmlu")
+    made = []
+
+    def ask():
+        made.clear()
+        result, _ = tasks._harness(*letters, ["arc_easy", "winogrande", "mmlu"], None, 4, tmp_path)
+        said = {name: [sample["filtered_resps"] for sample in each] for name, each in result["samples"].items()}
+        return said, sum(made)
+
+    handle = letters[0].lm_head.register_forward_pre_hook(lambda _, args: made.append(args[0].shape[:2].numel()))
+    try:
+        said, few = ask()
+        monkeypatch.setattr(harness.Harness, "_model_call", HFLM._model_call)
+        expected, all_ = ask()
+        assert said == expected and few < all_
+    finally:
+        handle.remove()
+
+
 def test_a_file_that_was_edited_is_read_again_and_tasks_of_the_world_need_none(letters, tmp_path):
     def ask():
         return lw.answers(*letters, ["world_uses", "arc_easy"], limit=3, data=tmp_path)

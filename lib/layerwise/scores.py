@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -20,6 +22,10 @@ from layerwise.backbone import devices, passes
 from layerwise.backbone.structure import blocks, evaluating, experts, is_sliced, linears, text_config
 from layerwise.text.corpora import check_mask, check_text
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Score = Callable[..., ArrayLike]  # (model, tokens, and more by name) -> importance [L]
 GROUPS = 8  # into which `measure` splits the windows for a score that it can't look into
 
 
@@ -64,7 +70,7 @@ class Statistics:
     written: np.ndarray
     change: np.ndarray
 
-    def __getitem__(self, windows) -> Statistics:
+    def __getitem__(self, windows: int | slice | np.ndarray) -> Statistics:
         chosen = np.atleast_1d(np.arange(len(self.tokens))[windows])
         parts = (self.cosine, self.read, self.written, self.change)
         return Statistics(self.tokens[chosen], *(part[:, chosen] for part in parts))
@@ -101,7 +107,7 @@ class Statistics:
         return value, np.sqrt(squares * n / (n - 1))
 
 
-def lim(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> np.ndarray:
+def lim(model: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> np.ndarray:
     """Layer input modification, minus the mean over tokens of cos(x_i, y_i): float64 `[L]`, higher = more important.
 
     Defined in arXiv 2406.17415; the layer redundancy LR of arXiv 2411.03513 is its negative, and the block influence
@@ -110,7 +116,7 @@ def lim(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> np
     return statistics(model, tokens, mask, batch).lim.value
 
 
-def angular_distances(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> np.ndarray:
+def angular_distances(model: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> np.ndarray:
     """How far the residual stream turns across runs of blocks: mean over tokens of the angle, float64 `[L + 1, L + 1]`.
 
     Entry `[i, j]` is arccos(cos(a, b)) / pi, in [0, 1], between what enters block `i` and what enters block `j`; `L` is
@@ -121,7 +127,7 @@ def angular_distances(model, tokens: Tensor, mask: Tensor | None = None, batch: 
     keep = _check(model, tokens, mask)
     states: list[Tensor] = []
 
-    def hook(x, y):
+    def hook(x: Tensor, y: Tensor) -> None:
         states.extend([y] if states else [x, y])
 
     total = torch.zeros(len(blocks(model)) + 1, len(blocks(model)) + 1, dtype=torch.float64)
@@ -140,7 +146,7 @@ def angular_distances(model, tokens: Tensor, mask: Tensor | None = None, batch: 
     return (total / keep.sum() / torch.pi).fill_diagonal_(0).numpy()
 
 
-def zd(model, tokens: Tensor | None = None, mask: Tensor | None = None) -> np.ndarray:
+def zd(model: PreTrainedModel, tokens: Tensor | None = None, mask: Tensor | None = None) -> np.ndarray:
     """Z-score distribution: minus the share of a block's weights with z > 1, float64 `[L]`, higher = more important.
 
     z = (w - mean) / std over the weight matrices of all linear layers of the block, pooled; the standard deviation is
@@ -152,7 +158,9 @@ def zd(model, tokens: Tensor | None = None, mask: Tensor | None = None) -> np.nd
     return np.array([-_share_above_one(block, i) for i, block in enumerate(blocks(model))])
 
 
-def measure(score: Callable, model, tokens: Tensor, mask: Tensor | None = None, **options) -> Measured:
+def measure(
+    score: Score, model: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None, **options: Any
+) -> Measured:
     """A score and its standard error over windows, float64 `[L]` each, with intervals.
 
     `mask` `[n, length]`, as for `statistics`, goes to the score if there is one, and so do the `options`.
@@ -168,7 +176,7 @@ def measure(score: Callable, model, tokens: Tensor, mask: Tensor | None = None, 
         some = mask.bool().any(dim=1)
         tokens, mask = tokens[some], mask[some]
 
-    def call(part, kept):
+    def call(part: Tensor, kept: Tensor | None) -> np.ndarray:
         return _checked(score(model, part, **options if kept is None else options | {"mask": kept}), score, model)
 
     value = call(tokens, mask)
@@ -182,7 +190,7 @@ def measure(score: Callable, model, tokens: Tensor, mask: Tensor | None = None, 
     return Measured(value, stats.standard_error(each.T), n - 1)
 
 
-def statistics(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> Statistics:
+def statistics(model: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> Statistics:
     """Run the blocks over `tokens` `[n, length]` once, `batch` windows at a time, and keep no hidden state.
 
     `mask` `[n, length]` is 1 (or True) for tokens and 0 for padding, on either side, and goes to the model as its
@@ -205,7 +213,7 @@ def statistics(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8
     return Statistics(keep.sum(1).numpy(), *means)
 
 
-def _check(model, tokens, mask) -> Tensor:
+def _check(model: PreTrainedModel, tokens: Tensor, mask: Tensor | None) -> Tensor:
     """Which tokens are no padding, bool `[n, length]`; raises ValueError for what can't be scored."""
     if is_sliced(model):
         raise ValueError(
@@ -217,7 +225,7 @@ def _check(model, tokens, mask) -> Tensor:
     return torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
 
 
-def _batches(model, tokens, mask, batch) -> Iterator[slice]:
+def _batches(model: PreTrainedModel, tokens: Tensor, mask: Tensor | None, batch: int) -> Iterator[slice]:
     """Run the model, without its head, on `batch` windows at a time; yields which, after each."""
     device = devices.entrance(model)
     for start in tqdm(range(0, len(tokens), batch), desc="scoring", unit="batch", leave=False, delay=5):
@@ -234,12 +242,14 @@ class _Products:
     Everything that is summed over tokens is float64.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.products: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.last: tuple = (None, None)  # y of the block before and its squares: as a rule the very x that comes next
+        self.last: tuple[Tensor, Tensor] | None = (
+            None  # y of the block before and its squares: as a rule the very x that comes next
+        )
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        xs = self.last[1] if x is self.last[0] else _dot(x, x)
+        xs = self.last[1] if self.last and x is self.last[0] else _dot(x, x)
         x, xs = x.to(y.device), xs.to(y.device)  # from the device of the block before
         ys = _dot(y, y)
         self.products.append((_dot(x, y), xs, ys))
@@ -291,7 +301,7 @@ def _share_above_one(block: nn.Module, index: int) -> float:
     return sum(torch.count_nonzero(w.double() > mean + variance**0.5).item() for w in weights.values()) / count
 
 
-def _checked(value, score, model) -> np.ndarray:
+def _checked(value: ArrayLike, score: Score, model: PreTrainedModel) -> np.ndarray:
     value = np.asarray(value, dtype=np.float64)
     if value.shape != (count := len(blocks(model)),):
         name = getattr(score, "__name__", score)

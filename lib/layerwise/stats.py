@@ -5,9 +5,11 @@ within one are not; where calibration draws, or trained models, vary too, they a
 model; inputs are numpy arrays.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize, special
 from scipy import stats as distributions
 
@@ -20,7 +22,7 @@ class Estimate(NamedTuple):
     high: float
 
 
-def standard_error(values) -> np.ndarray:
+def standard_error(values: ArrayLike) -> np.ndarray:
     """Standard error of the mean over the last axis, `[..., n] -> [...]`, NaN for n = 1 (one window has no spread)."""
     values = np.asarray(values, np.float64)
     n = values.shape[-1]
@@ -29,7 +31,7 @@ def standard_error(values) -> np.ndarray:
     return values.std(axis=-1, ddof=1) / np.sqrt(n)
 
 
-def half_width(error, degrees: float):
+def half_width(error: ArrayLike, degrees: float) -> np.ndarray | float:
     """How far Student's t 95 % interval reaches to each side of a value with this standard error, number or array.
 
     `degrees` are the degrees of freedom of the error, one less than the independent values that it was estimated from;
@@ -38,7 +40,7 @@ def half_width(error, degrees: float):
     return distributions.t.ppf(0.975, degrees) * error
 
 
-def mean(values) -> Estimate:
+def mean(values: ArrayLike) -> Estimate:
     """Mean of independent values `[n]` with Student's 95 % interval; for differences, pass the paired differences."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or values.size == 0:
@@ -50,15 +52,16 @@ def mean(values) -> Estimate:
     return Estimate(value, value - reach, value + reach)
 
 
-def p_value(values) -> float:
+def p_value(values: ArrayLike) -> float:
     """Two-sided p-value of the mean of independent values `[n]` being 0, by Student's t; NaN for a single value."""
-    value, error = np.mean(values), float(standard_error(values))
+    values = np.asarray(values, np.float64)
+    value, error = values.mean(), float(standard_error(values))
     if not error > 0:
         return float("nan") if np.isnan(error) else float(value == 0)
     return float(2 * distributions.t.sf(abs(value) / error, len(values) - 1))
 
 
-def crossed_mean(values, confidence: float = 0.95) -> Estimate:
+def crossed_mean(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     """Mean of `values` `[draws, windows]`, each draw measured on the same windows; the interval covers both.
 
     That is: what other calibration draws and other windows would have given, not only other windows. Three draws say
@@ -78,7 +81,9 @@ def crossed_mean(values, confidence: float = 0.95) -> Estimate:
     return Estimate(value, value - reach, value + reach)
 
 
-def over_models(values, low, high, possible: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
+def over_models(
+    values: ArrayLike, low: ArrayLike, high: ArrayLike, possible: tuple[float, float] = (-np.inf, np.inf)
+) -> Estimate:
     """Mean of one quantity of several trained models `[n]`, each with the 95 % interval of its evaluation.
 
     The interval covers other models of that kind and other evaluation text, which the models share: the squares of
@@ -99,18 +104,18 @@ def over_models(values, low, high, possible: tuple[float, float] = (-np.inf, np.
     return Estimate(value, *np.clip(value + reach, *possible).tolist())
 
 
-def another(values) -> Estimate:
+def another(values: ArrayLike) -> Estimate:
     """Mean of independent values `[n]`, and where one more of their kind lies in 95 % of cases: a prediction interval.
 
     Student's t, for normal values: give correlations on Fisher's scale, by arctanh. What lies outside is unlikely to be
     one more of them. Low and high are NaN for a single value. Raises ValueError for no value, or another shape.
     """
     value, low, _ = mean(values)
-    reach = (value - low) * np.sqrt(len(values) + 1)  # t s / sqrt(n) -> t s sqrt(1 + 1 / n)
+    reach = (value - low) * np.sqrt(np.size(values) + 1)  # t s / sqrt(n) -> t s sqrt(1 + 1 / n)
     return Estimate(value, value - reach, value + reach)
 
 
-def crossed_p_value(values) -> float:
+def crossed_p_value(values: ArrayLike) -> float:
     """Two-sided p-value of the mean of `values` `[draws, windows]` being 0: below 0.05 where `crossed_mean` excludes 0.
 
     NaN for a single draw or a single window.
@@ -121,7 +126,7 @@ def crossed_p_value(values) -> float:
     if value == 0:
         return 1.0
 
-    def beyond(log_p):
+    def beyond(log_p: float) -> float:
         return _crossed_reach(errors, np.exp(log_p)) - abs(value)
 
     smallest = np.log(1e-100)
@@ -130,7 +135,7 @@ def crossed_p_value(values) -> float:
     return float(np.exp(optimize.brentq(beyond, smallest, 0.0)))
 
 
-def holm(p_values) -> np.ndarray:
+def holm(p_values: ArrayLike) -> np.ndarray:
     """Holm's adjusted p-values `[n]`: those below 0.05 are the ones to reject, with at most 5 % risk of any false one.
 
     The k-th smallest is multiplied by n - k + 1 and raised to at least the one before, with 1 as the limit (Holm 1979).
@@ -145,7 +150,7 @@ def holm(p_values) -> np.ndarray:
     return np.minimum(adjusted, 1)
 
 
-def bootstrap_interval(value: float, resampled, units: int) -> Estimate:
+def bootstrap_interval(value: float, resampled: Sequence[float] | np.ndarray, units: int) -> Estimate:
     """A value with the 95 % percentile interval of its bootstrap `[times]`, expanded for few units.
 
     Plain percentiles are too narrow, as a normal interval with n in place of n - 1 would be: with 5 units they cover
@@ -157,12 +162,14 @@ def bootstrap_interval(value: float, resampled, units: int) -> Estimate:
         return Estimate(float(value), float("nan"), float("nan"))
     reach = half_width(np.sqrt(units / (units - 1)), units - 1)
     # Where some are infinite there is nothing between them: a value that was drawn, not one in between.
-    method = "linear" if np.isfinite(resampled).all() else "nearest"
+    method: Literal["linear", "nearest"] = "linear" if np.isfinite(resampled).all() else "nearest"
     low, high = np.quantile(resampled, distributions.norm.cdf([-reach, reach]), method=method)
     return Estimate(float(value), float(low), float(high))
 
 
-def rank_correlation(x, y, over=("blocks", "windows"), draws: int = 2000, seed: int = 0) -> Estimate:
+def rank_correlation(
+    x: ArrayLike, y: ArrayLike, over: Iterable[str] = ("blocks", "windows"), draws: int = 2000, seed: int = 0
+) -> Estimate:
     """Spearman's correlation of two orders of blocks, with a 95 % percentile bootstrap interval.
 
     `x` and `y` are values per block `[L]`, or per block and window `[L, n]`, then averaged over windows; the two may
@@ -204,21 +211,21 @@ def rank_correlation(x, y, over=("blocks", "windows"), draws: int = 2000, seed: 
     return Estimate(value, float(low), float(high))
 
 
-def rank_p_value(x, y, times: int = 10_000, seed: int = 0) -> float:
+def rank_p_value(x: ArrayLike, y: ArrayLike, times: int = 10_000, seed: int = 0) -> float:
     """Chance that blocks in random order agree as well: one-sided p-value of Spearman's correlation of `[L]` and `[L]`.
 
     By random permutations, so that it never is 0. It takes the values as they are; whether windows pin them down is
     what the interval of `rank_correlation` says. NaN where x or y is constant.
     """
-    x, y = (distributions.rankdata(np.asarray(v, np.float64)) for v in (x, y))
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
+    ranks, others = (distributions.rankdata(np.asarray(v, np.float64)) for v in (x, y))
+    if np.ptp(ranks) == 0 or np.ptp(others) == 0:
         return float("nan")
-    permuted = np.random.default_rng(seed).permuted(np.tile(x, (times, 1)), axis=1)
+    permuted = np.random.default_rng(seed).permuted(np.tile(ranks, (times, 1)), axis=1)
     # The ranks keep their mean and spread, so their sums of products are ordered as their correlations are.
-    return float((1 + (permuted @ y >= x @ y).sum()) / (1 + times))
+    return float((1 + (permuted @ others >= ranks @ others).sum()) / (1 + times))
 
 
-def _crossed(values) -> tuple[float, tuple[float, int], tuple[float, int]]:
+def _crossed(values: ArrayLike) -> tuple[float, tuple[float, int], tuple[float, int]]:
     """Mean of values `[draws, windows]`, and the (standard error, degrees) that each of the two axes adds to it."""
     values = np.asarray(values, np.float64)
     if values.ndim != 2 or values.size == 0:
@@ -238,16 +245,16 @@ def _crossed(values) -> tuple[float, tuple[float, int], tuple[float, int]]:
     return value, (rows.std(ddof=1) / np.sqrt(few), few - 1), (np.sqrt(own), many - 1)
 
 
-def _crossed_reach(errors, risk: float) -> float:
+def _crossed_reach(errors: Iterable[tuple[float, int]], risk: float) -> float:
     # The quantile that `half_width` takes from scipy.stats, without its checks: a p-value asks for some fifty of them.
     return float(np.hypot(*(-special.stdtrit(degrees, risk / 2) * error for error, degrees in errors)))
 
 
-def _means(values):
+def _means(values: np.ndarray) -> np.ndarray:
     return values if values.ndim == 1 else values.mean(axis=1)
 
 
-def _redrawn(values, draws, rng):
+def _redrawn(values: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Means over windows drawn with replacement: `[L, n] -> [draws, L]`; values `[L]` are repeated as they are."""
     if values.ndim == 1:
         return np.tile(values, (draws, 1))
@@ -256,7 +263,7 @@ def _redrawn(values, draws, rng):
     return counts @ values.T / n
 
 
-def _spearman(x, y):
+def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Correlation of the ranks, row by row: `[draws, L], [draws, L] -> [draws]`, NaN where a row is constant."""
     x, y = (distributions.rankdata(v, axis=1) for v in (x, y))
     x, y = (v - v.mean(axis=1, keepdims=True) for v in (x, y))

@@ -9,7 +9,7 @@ from pathlib import Path
 from layerwise.experiments.ledger import add_table
 
 from .build import BuildError, build, named_figures
-from .check import check_pages
+from .check import check_pages, external_links
 from .execute import NotebookError, execute
 from .paths import find_root
 from .sync import sync
@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     jobs.add_parser("sync", help="write notebooks from their text, and the address of _config.yml to all its copies")
     jobs.add_parser("build", help="execute the chapters that changed, build all pages, check them")
     jobs.add_parser("check", help="check the built pages")
+    jobs.add_parser("links", help="list the links of the built pages to other sites; none is followed")
     for job, text in (
         ("execute", "execute notebooks that changed (quick profile)"),
         ("full", "execute notebooks with PROFILE='full'; they write results/"),
@@ -78,6 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"The book is built. Open {page}")
         elif options.job == "check":
             check_built(root)
+        elif options.job == "links":
+            print("\n".join(external_links(root)))
         elif options.job == "add":
             add(root, options.archive)
         elif options.job == "execute":

@@ -1,9 +1,9 @@
-"""Look at the built pages: all there, no traceback, nothing loaded from the network, every image described."""
+"""Look at the built pages: all there, no traceback, nothing loaded from the network, images described, no dead link."""
 
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from .paths import toc_pages
 
@@ -27,11 +27,13 @@ FILE_NAME = re.compile(r".*\.(?:png|svg|jpe?g|gif|webp)$", re.IGNORECASE)
 
 
 class Page(HTMLParser):
-    """Collects what a page loads, the images without a description, and whether it shows a traceback."""
+    """Collects what a page loads, links and anchors, images without a description, and whether it shows a traceback."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.loads: list[str] = []
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
         self.undescribed: list[str] = []
         self.remote_code: list[str] = []
         self.traceback = False
@@ -40,6 +42,9 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         values = {key: value or "" for key, value in attributes}
         self.inside = tag if tag in ("script", "style") else self.inside
+        self.anchors |= {values[key] for key in ("id", "name") if key in values}
+        if tag == "a" and values.get("href"):
+            self.links.append(values["href"])
         if "traceback" in values.get("class", "").split():
             self.traceback = True
         if tag in LOADS and values.get(LOADS[tag]):
@@ -64,10 +69,21 @@ class Page(HTMLParser):
             self.traceback = True
 
 
-def check_page(path: Path) -> list[str]:
-    """What is wrong with one HTML page, one sentence each."""
+def read_page(path: Path) -> Page:
+    """What one HTML file holds."""
     page = Page()
     page.feed(path.read_text(encoding="utf-8"))
+    return page
+
+
+def read_pages(site: Path) -> dict[Path, Page]:
+    """All pages of the built book by their resolved path, in order; those that a theme brings along left out."""
+    paths = (path.resolve() for path in sorted(site.rglob("*.html")) if "_static" not in path.relative_to(site).parts)
+    return {path: read_page(path) for path in paths}
+
+
+def check_page(path: Path, page: Page) -> list[str]:
+    """What is wrong with one page for itself, one sentence each."""
     problems = ["it shows a traceback"] if page.traceback else []
     problems += [f"an image has no description (alt): {src}" for src in page.undescribed]
     problems += [f"it loads from the network: {text}" for text in page.remote_code]
@@ -81,6 +97,34 @@ def check_page(path: Path) -> list[str]:
     return problems
 
 
+def check_links(path: Path, pages: dict[Path, Page]) -> list[str]:
+    """The links of one page that lead nowhere inside of the book, one sentence each; others are not followed."""
+    problems = []
+    for target in dict.fromkeys(pages[path].links):
+        if is_external(target):
+            continue
+        file, _, anchor = target.partition("#")
+        local = (path.parent / unquote(file.split("?")[0])).resolve() if file else path
+        local = local / "index.html" if local.is_dir() else local
+        if not local.exists():
+            problems.append(f"it links to a file that is not there: {target}")
+        elif anchor and local in pages and unquote(anchor) not in pages[local].anchors:
+            problems.append(f"it links to an anchor that is not there: {target}")
+    return problems
+
+
+def is_external(target: str) -> bool:
+    """Whether a link leaves the book: another site, mail, or a file that the link itself carries."""
+    parts = urlsplit(target)
+    return bool(parts.scheme or parts.netloc)
+
+
+def external_links(root: Path) -> list[str]:
+    """The addresses of other sites that the built book links to, each once, sorted; none is asked for."""
+    pages = read_pages(root / "_build" / "html")
+    return sorted({link for page in pages.values() for link in page.links if urlsplit(link).netloc})
+
+
 def check_pages(root: Path) -> list[str]:
     """Everything that is wrong with the built book under `_build/html`, one line each; empty when it is good."""
     site = root / "_build" / "html"
@@ -89,9 +133,10 @@ def check_pages(root: Path) -> list[str]:
         path = site / f"{name}.html"
         if not path.is_file():
             problems.append(f"{name}: the table of contents has it, the built book does not")
-    for path in sorted(site.rglob("*.html")):
-        if "_static" not in path.relative_to(site).parts:
-            problems += [f"{path.relative_to(site)}: {problem}" for problem in check_page(path)]
+    pages = read_pages(site)
+    for path, page in pages.items():
+        found = check_page(path, page) + check_links(path, pages)
+        problems += [f"{path.relative_to(site.resolve())}: {problem}" for problem in found]
     for path in sorted(site.rglob("*.css")):
         text = path.read_text(encoding="utf-8", errors="replace")
         problems += [

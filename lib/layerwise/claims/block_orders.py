@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -63,7 +64,7 @@ class Sweep:
         """Quantizer, group and levels in words."""
         return "{quantizer}, group {group}, {levels}".format(**self.setting)
 
-    def at(self, lowered) -> Sweep:
+    def at(self, lowered: Sequence[int] | np.ndarray) -> Sweep:
         """The same at some of the numbers of lowered blocks."""
         chosen = np.isin(self.lowered, lowered)
         loss = {order: values[:, chosen] for order, values in self.loss.items()}
@@ -101,7 +102,7 @@ class Sweep:
         return Shares(by_draw, (counts * resampled).mean(axis=1), min(draws, windows))
 
 
-def share_left(share, loss, level: float) -> np.ndarray:
+def share_left(share: np.ndarray, loss: np.ndarray, level: float) -> np.ndarray:
     """The share at which quality first leaves `level`, by linear interpolation: `[K], [..., K] -> [...]`.
 
     Quality is the dense model's perplexity divided by the plan's, exp(-loss). It is 0 where quality is below the level
@@ -169,7 +170,7 @@ def check_plans(rows: pd.DataFrame, keys: list[str], windows: list[str]) -> None
             raise ValueError(f"{', '.join(f'{name} {rows.loc[bad, name].iloc[0]}' for name in keys)} {what}")
 
 
-def luck(own: float, drawn) -> float:
+def luck(own: float, drawn: Sequence[float] | np.ndarray) -> float:
     """Chance that an order without information does as well: one-sided p-value of `own` among `[draws]` random ones.
 
     Higher = better. If the order is as good as one more draw, it is below 5 % with a risk of 5 %, exactly, whatever

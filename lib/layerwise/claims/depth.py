@@ -17,8 +17,8 @@ def tolerated(rows: pd.DataFrame, level: float = 0.9) -> pd.DataFrame:
     """The share of layers, or of the width, that can be compressed until quality leaves `level`; higher = better.
 
     Rows, one per plan: model, kind (of compression), draw, share (of what is compressed, in [0, 1]), and w0, w1, …: the
-    plan's loss minus the dense model's in nats per token, in each test window. What else they say of a model, such as
-    its blocks, is kept.
+    plan's loss minus the dense model's in nats per token, in each test window. Other columns that are the same in all
+    rows of a model, such as its blocks, are kept.
 
     One row per model and kind: value with its 95 % interval, low and high, a bootstrap over windows and, where there
     are several, over draws, whose mean it is. Quality is the dense model's perplexity divided by the plan's; it is
@@ -34,6 +34,8 @@ def tolerated(rows: pd.DataFrame, level: float = 0.9) -> pd.DataFrame:
     windows = windows_of(rows, keys)
     if rows[keys].isna().any(axis=None) or not rows["share"].between(0, 1).all():
         raise ValueError("every row needs a model, a kind, a draw, and a share from 0 to 1")
+    others = rows.columns.difference([*keys, *windows], sort=False)
+    kept = [name for name in others if (rows.groupby("model")[name].nunique(dropna=False) == 1).all()]
     found = []
     for (model, kind), part in rows.groupby(["model", "kind"], sort=False):
         own = [name for name in windows if part[name].notna().any()]  # other models may have been read in more
@@ -56,7 +58,7 @@ def tolerated(rows: pd.DataFrame, level: float = 0.9) -> pd.DataFrame:
             resampled *= np.random.default_rng(1).multinomial(of, np.full(of, 1 / of), size=TIMES)
             units = min(n, of)
         estimate = stats.bootstrap_interval(value, resampled.mean(axis=1), units)
-        about = part.drop(columns=[*keys, *windows]).iloc[0].to_dict()
+        about = part[kept].iloc[0].to_dict()
         found.append({"model": model, "kind": kind, **about, **estimate._asdict(), "censored": bool(censored)})
     return pd.DataFrame(found)
 
@@ -96,7 +98,9 @@ def q4(rows: pd.DataFrame) -> Verdict:
     of = f" ({kinds[0]})" if len(kinds) == 1 else ""
     statement = f"With more layers, a larger share of the model tolerates compression{of}."
     if len(counts) < 2:
-        return Verdict("Q4", statement, CANNOT_TELL, *[np.nan] * 3, "points", f"There is one depth: {told}.", rows)
+        return Verdict(
+            "Q4", statement, CANNOT_TELL, np.nan, np.nan, np.nan, "points", f"There is one depth: {told}.", rows
+        )
     slope = _slope(rows, enough=counts.min() >= 2)
     if rows["censored"].any():
         verdict, why = CANNOT_TELL, "some models never leave the level, or are never within it"

@@ -7,7 +7,7 @@ import pandas as pd
 
 from layerwise import stats
 from layerwise.claims.block_orders import luck
-from layerwise.claims.slice_widths import percent
+from layerwise.claims.differences import percent
 from layerwise.claims.verdict import Verdict, in_words, more_than_luck, turned
 
 LEAST = 1.0  # % of perplexity: a gain that counts

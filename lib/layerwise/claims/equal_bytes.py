@@ -88,9 +88,9 @@ def at_equal_bytes(rows: pd.DataFrame, bits: str = "uniform bits") -> pd.DataFra
             rival = part[part["bytes"] >= size].sort_values("bytes").drop_duplicates("draw")
             if set(rival["draw"]) == set(part["draw"]):
                 gains[name] = _paired(rival, own, windows)
-        names, gain = _held_out_best(gains) if gains else ([None], np.full((1, 1), np.nan))
+        names, gain = _held_out_best(gains) if gains else ([], np.full((1, 1), np.nan))
         estimate, p = _estimate(gain)
-        found.append(row | {"rival": " and ".join(names) if gains else None} | estimate._asdict() | {"p": p})
+        found.append(row | {"rival": " and ".join(names) or None} | estimate._asdict() | {"p": p})
     return pd.DataFrame(found)
 
 
@@ -113,7 +113,8 @@ def _held_out_best(gains: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]
     chosen = []
     for half in (0, 1):
         others = slice(1 - half if shape[1] > 1 else 0, None, 2)  # a single window has no other half
-        best = min(wide, key=lambda name, others=others: wide[name][:, others].mean())
+        means = {name: gain[:, others].mean() for name, gain in wide.items()}
+        best = min(means, key=means.__getitem__)
         found[:, half::2] = wide[best][:, half::2]
         chosen.append(best)
     return list(dict.fromkeys(chosen)), found

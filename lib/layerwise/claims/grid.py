@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +102,7 @@ def read_grid(rows: pd.DataFrame, settings: list[str], units: list[str]) -> Grid
     values = np.full([place.max() + 1 for place in places], np.nan)
     values[*places] = rows["difference"]
     if not np.isfinite(values).all():
-        gap = {}
+        gap: dict[str, object] = {}
         first = np.argwhere(~np.isfinite(values))[0]
         for names, place, index in zip(axes.values(), places, first, strict=True):
             gap |= rows.iloc[np.argmax(place == index)][names].to_dict()
@@ -112,5 +113,5 @@ def read_grid(rows: pd.DataFrame, settings: list[str], units: list[str]) -> Grid
     return Grid(rows[settings].drop_duplicates().sort_values(settings, ignore_index=True), values)
 
 
-def _place(of, keys: list[str]) -> str:
+def _place(of: Mapping[str, object] | pd.Series, keys: list[str]) -> str:
     return ", ".join(f"{name} {of[name]}" for name in keys)

@@ -227,7 +227,9 @@ def _gain(sweep: block_orders.Sweep, order: str, rival: str) -> tuple[Estimate, 
     return stats.crossed_mean(_saved(sweep, order, rival)), block_orders.luck(by_draw[0][0], by_draw[1])
 
 
-def _by_block(scores, damage, score, sweep) -> tuple[np.ndarray, np.ndarray]:
+def _by_block(
+    scores: pd.DataFrame, damage: pd.DataFrame, score: str, sweep: block_orders.Sweep
+) -> tuple[np.ndarray, np.ndarray]:
     """The score `[L]` and the damage `[L, windows]`, both of the model of a sweep."""
     model, blocks = sweep.setting["model"], range(sweep.blocks)
     for name, part, keys in ((score, scores, ["block"]), ("damage", damage, ["block", "window"])):
@@ -241,7 +243,7 @@ def _by_block(scores, damage, score, sweep) -> tuple[np.ndarray, np.ndarray]:
     return scores.sort_values("block")["value"].to_numpy(float), harm.to_numpy(float)
 
 
-def _agreement(score, harm) -> tuple[Estimate, float]:
+def _agreement(score: np.ndarray, harm: np.ndarray) -> tuple[Estimate, float]:
     """Rank correlation of a score with damage, its interval over windows, and the luck."""
     found = stats.rank_correlation(score, harm, over=("windows",))
     if np.isnan(found.value):

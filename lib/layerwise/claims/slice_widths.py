@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +9,7 @@ import pandas as pd
 
 from layerwise import stats
 from layerwise.claims import grid
+from layerwise.claims.differences import against, percent
 from layerwise.claims.grid import Grid
 from layerwise.claims.verdict import Verdict, as_much_as, in_words, no_worse, turned
 from layerwise.stats import Estimate
@@ -19,17 +19,9 @@ def against_constant(rows: pd.DataFrame, value: str = "loss", units: tuple[str, 
     """Rows of other plans, each with its `difference` from constant slicing of the same model, mean, draw and units.
 
     Rows: model, plan, mean, draw, the columns `units`, and `value`. What the claims on slicing take: of losses by
-    window, or of `correct` answers by task and item.
-
-    Raises ValueError where constant slicing has no row, or several, for what another plan has.
+    window, or of `correct` answers by task and item. Raises ValueError as `differences.against` does.
     """
-    keys = ["model", "mean", "draw", *units]
-    constant = rows.loc[rows["plan"] == "constant", [*keys, value]]
-    others = rows[rows["plan"] != "constant"]
-    both = others.merge(constant, on=keys, suffixes=("", "_constant"))
-    if constant.duplicated(keys).any() or len(both) < len(others):
-        raise ValueError(f"constant slicing needs one row for each {', '.join(keys)} of the other plans")
-    return both.assign(difference=both[value] - both[f"{value}_constant"])
+    return against(rows, "constant", ["model", "mean", "draw", *units], value)
 
 
 def s1(rows: pd.DataFrame, margin: float = 1.0) -> Verdict:
@@ -117,11 +109,6 @@ def _cells(rows: pd.DataFrame, units: list[str]) -> Grid:
             raise ValueError("no row has a base below its mean: there are no dynamic slices to judge")
         rows = rows[dynamic]
     return grid.read_grid(rows, ["mean", "base"], units)
-
-
-def percent(difference: Estimate) -> Estimate:
-    """A difference of losses in nats as a change of perplexity in %."""
-    return Estimate(*(100 * math.expm1(value) for value in difference))
 
 
 def _at_best(cells: Grid, chosen: list[int], what: str) -> str:

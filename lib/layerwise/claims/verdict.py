@@ -66,7 +66,7 @@ class Verdict:
     reason: str
     rows: pd.DataFrame
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.verdict not in (known := (HOLDS, DOES_NOT, CANNOT_TELL)):
             raise ValueError(f"a verdict is one of {', '.join(map(repr, known))}, not {self.verdict!r}")
 
@@ -96,22 +96,25 @@ def told(verdicts: Iterable[Verdict]) -> str:
 
 def summary(verdicts: Iterable[Verdict]) -> str:
     """Verdicts on one claim in a clause that goes on from it: "holds on 12L, 24L; can't be told on 6L"."""
-    on = {verdict: [] for verdict in SAID}
+    on: dict[str, list[str]] = {verdict: [] for verdict in SAID}
     for each in verdicts:
         on[each.verdict].append(_models(each))
     told_of = (f"{SAID[verdict]} on {', '.join(names)}" for verdict, names in on.items() if names)
     return "; ".join(told_of) or "was not judged"
 
 
-def by_model(rows: pd.DataFrame, unit: str, sign: str = "+") -> str:
-    """Estimates in a clause, "+1.20 nats (95 %: +1.07 to +1.33) on 6L, ...": rows with model, value, low, high.
-
-    `sign` "-" leaves the plus out, for what is no difference.
-    """
-    each = rows.dropna(subset="value")[["model", "value", "low", "high"]].itertuples(index=False)
-    return (
-        ", ".join(f"{in_words(Estimate(*values), unit, sign)} on {model}" for model, *values in each) or "not measured"
+def effects(verdicts: Iterable[Verdict]) -> str:
+    """The effect of each verdict with its interval, in a clause: "−0.75 % (95 %: −1.02 to −0.48) on 12L, ..."."""
+    return ", ".join(
+        f"{in_words(Estimate(each.effect, each.low, each.high), each.unit)} on {_models(each)}" for each in verdicts
     )
+
+
+def estimates(rows: pd.DataFrame, unit: str, sign: str = "+") -> str:
+    """The same of rows with model, value, low, high; `sign` "-" leaves the plus out, for what is no difference."""
+    each = rows.dropna(subset="value")[["model", "value", "low", "high"]].itertuples(index=False)
+    said = [f"{in_words(Estimate(*values), unit, sign)} on {model}" for model, *values in each]
+    return ", ".join(said) or "not measured"
 
 
 def no_worse(gain: Estimate, margin: float, unit: str) -> tuple[str, str]:
@@ -172,6 +175,6 @@ def counted(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
-def _models(verdict):
+def _models(verdict: Verdict) -> str:
     number = verdict.rows["model"].nunique()
     return verdict.model if number == 1 else f"{number} models together"

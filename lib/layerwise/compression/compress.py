@@ -34,28 +34,58 @@ def compress(
 ) -> nn.Module:
     """A model compressed to `plan`: blocks removed, then sliced, then quantized, whichever of them the plan asks for.
 
-    It is on the device of `model`, in its dtype, and in eval mode; `model` stays as it is. With `inplace` it does not:
-    memory is saved by freeing or changing its blocks as they are done, and it cannot be used afterwards.
+    Parameters
+    ----------
+    model
+        A dense model. It stays as it is, unless `inplace`.
+    plan
+        What happens to each of its blocks.
+    tokens
+        Calibration text `[n, length]`, where slicing or the quantizer needs it.
+    quantizer
+        The name of a built-in one ("rtn", "quanto", "hqq", "gptq", "outliers", see `lw.quantization`), one with
+        settings of yours, such as `lw.quantization.HQQ(group=128)`, or a function
+        `(model, bits, tokens=None) -> model`.
+    calibration
+        Of slicing: "sequential", or the `Bases` that `calibrate` took from the dense model, which serve many plans and
+        need no tokens.
+    mask
+        `[n, length]`, 0 for padding, which the bases of slicing leave out.
+    batch
+        Windows that are run at a time.
+    inplace
+        Save memory by freeing or changing the blocks of `model` as they are done; it cannot be used afterwards.
 
+    Returns
+    -------
+    The compressed model, on the device of `model`, in its dtype, and in eval mode. `lw.save` stores few bits as few.
+
+    Raises
+    ------
+    UnsupportedArchitecture
+        Why the model can't be sliced.
+    ValueError
+        For a plan of another model, tokens that are missing, outside the vocabulary or longer than a table of
+        positions, a width in bits that the quantizer lacks, a size or layers that it can't do, blocks that can't be
+        removed, a model that was spread over devices, and weights or hidden states that are NaN or infinite, naming
+        the block.
+    ImportError
+        If the package of a quantizer is missing.
+
+    Warns
+    -----
+    If there are fewer tokens than the stream is wide.
+
+    Notes
+    -----
     **Removal** leaves a model of its family with fewer blocks, which is sliced and quantized like any other.
 
-    **Slicing** is SliceGPT's (arXiv 2401.15024) with the widths of the plan. `calibration` "sequential" takes the bases
-    from `tokens` `[n, length]`, block after block, each from what the blocks before it, already sliced, put out;
-    `mask` `[n, length]` is 0 for padding, which the bases leave out; `batch` windows are run at a time. The `Bases`
-    that `calibrate` took from the dense model serve many plans, and need no tokens. The result is a transformers
-    model whose configuration holds the plan: it generates, and saves and loads by `save_pretrained` and
-    `from_pretrained`. A tied head stays tied where that takes fewer bytes.
+    **Slicing** is SliceGPT's (arXiv 2401.15024) with the widths of the plan. Sequential calibration takes the bases
+    block after block, each from what the blocks before it, already sliced, put out. The result is a transformers model
+    whose configuration holds the plan: it generates, and saves and loads by `save_pretrained` and `from_pretrained`. A
+    tied head stays tied where that takes fewer bytes.
 
-    **Quantization** gives the linear layers of each block the bits of the plan, by a `quantizer`: the name of a
-    built-in one ("rtn", "quanto", "hqq", "gptq", "outliers", see `lw.quantization`), one with settings of yours, such
-    as `lw.quantization.HQQ(group=128)`, or a function `(model, bits, tokens=None) -> model`. Some need `tokens`. Save
-    the result with `lw.save`, which stores few bits as few.
-
-    Raises UnsupportedArchitecture, which says why the model can't be sliced, and ValueError for a plan of another
-    model, tokens that are missing, outside the vocabulary or longer than a table of positions, a width in bits that the
-    quantizer lacks, a size or layers that it can't do, blocks that can't be removed, a model that was spread over
-    devices, and weights or hidden states that are NaN or infinite, naming the block; ImportError if the package of a
-    quantizer is missing. Warns if there are fewer tokens than the stream is wide.
+    **Quantization** gives the linear layers of each block the bits of the plan.
     """
     check_plan(model, plan)
     check_present(model)

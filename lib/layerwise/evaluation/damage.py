@@ -35,16 +35,34 @@ def by_block(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, ba
 def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, batch: int = 8) -> pd.DataFrame:
     """Damage of each kind to each block alone, one row per (block, kind, window of `tokens` `[n, length]`).
 
-    `kl` is KL(dense || damaged), `loss` the damaged model's loss minus the dense model's, both in nats per predicted
-    token: higher = worse. A kind is "removed" (the block hands on what it gets), "N bits" (its linear weights rounded
-    to N bits by the quantizer `RTN`), or a function of one's own, which gets a copy of the block and returns the module
-    to put in its place. `model` itself stays as it is, bit by bit, also when this is interrupted.
+    Parameters
+    ----------
+    model
+        A dense model. It stays as it is, bit by bit, also when this is interrupted.
+    tokens
+        Test text `[n, length]`.
+    kinds
+        Each is "removed" (the block hands on what it gets), "N bits" (its linear weights rounded to N bits by the
+        quantizer `RTN`), or a function of one's own, which gets a copy of the block and returns the module to put in
+        its place.
+    batch
+        Windows that are run at a time.
 
+    Returns
+    -------
+    A table. `kl` is KL(dense || damaged), `loss` the damaged model's loss minus the dense model's, both in nats per
+    predicted token: higher = worse.
+
+    Raises
+    ------
+    ValueError
+        For a sliced model, tokens that it can't read, an unknown kind, "N bits" for experts that are one parameter, and
+        kinds other than "removed" for a model that was spread over devices.
+
+    Notes
+    -----
     Memory beside the model: the hidden states entering each block for one batch, one block, and one batch of the dense
     model's logits if they take no more than half of what is free.
-
-    Raises ValueError for a sliced model, tokens that it can't read, an unknown kind, "N bits" for experts that are one
-    parameter, and kinds other than "removed" for a model that was spread over devices.
     """
     _check(model, tokens)
     if any(kind != "removed" for kind in kinds):
@@ -127,6 +145,14 @@ def matrix(windows: pd.DataFrame, kind: str, measure: str = "kl") -> np.ndarray:
     if chosen.empty:
         raise ValueError(f"no damage of the kind {kind!r} was measured; there is {', '.join(windows['kind'].unique())}")
     return chosen.pivot(index="block", columns="window", values=measure).to_numpy()
+
+
+def divergence(model: nn.Module, tokens: Tensor, kind: Kind = "2 bits", batch: int = 8) -> np.ndarray:
+    """Damage of a kind to each block alone in each window of `tokens` `[n, length]`: float64 `[L, n]`, higher = worse.
+
+    KL(dense || damaged) in nats per predicted token, as `by_window` measures it; errors as there.
+    """
+    return matrix(by_window(model, tokens, [kind], batch), _label(kind))
 
 
 def _check(model, tokens):

@@ -58,13 +58,27 @@ def memory(
 ) -> Memory:
     """What a dense model of `config`, a configuration or a name as `lw.load` takes it, needs on a single device.
 
-    `plan`, `quantizer`, `batch` and `inplace` are as for `lw.compress`, and calibration is on `windows` of `length`
-    tokens. `dtype` is the configuration's own unless it is given, and bfloat16 if it has none.
+    It takes seconds, for large models up to a minute.
 
-    It takes seconds, for large models up to a minute. Raises what `lw.load` does for names, UnknownStructure for what
-    is no decoder-only model, UnsupportedArchitecture for slices of what can't be sliced, and ValueError for the
-    configuration of a compressed model, for what `lw.compress` refuses, for windows that leave no position to go on
-    with, and for bits by a quantizer that looks at text ("gptq", "outliers"): what these need depends on it.
+    Parameters
+    ----------
+    config
+        A configuration, or a name, of which only the configuration is read.
+    plan, quantizer, batch, inplace
+        As for `lw.compress`.
+    windows, length
+        Of calibration and evaluation text, `length` in tokens.
+    dtype
+        The configuration's own unless it is given, and bfloat16 if it has none.
+
+    Raises
+    ------
+    UnknownStructure, UnsupportedArchitecture
+        For what is no decoder-only model, and for slices of what can't be sliced. Names raise what `lw.load` does.
+    ValueError
+        For the configuration of a compressed model, for what `lw.compress` refuses, for windows that leave no position
+        to go on with, and for bits by a quantizer that looks at text ("gptq", "outliers"): what these need depends on
+        it.
     """
     if not isinstance(config, PretrainedConfig):
         config = configuration(config)

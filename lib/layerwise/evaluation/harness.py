@@ -6,8 +6,10 @@ Importing this imports lm-eval, which takes seconds: `tasks` does so when it is 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 
+import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import nn
@@ -25,6 +27,8 @@ class Harness(HFLM):
     def __init__(self, model: nn.Module, tokenizer, batch: int):
         super().__init__(pretrained=twin(model), tokenizer=_own(tokenizer), batch_size=batch)
         self.cut: set = set()
+        self.longest = 1  # tokens of the longest answer among those being compared
+        self.in_part = "logits_to_keep" in inspect.signature(model.forward).parameters  # not so in every family
 
     def check_room(self, tasks: Mapping) -> None:
         """Raise unless the model has positions for a prompt before the longest answer that each task may generate."""
@@ -47,7 +51,19 @@ class Harness(HFLM):
                 raise ValueError(f"an answer has {len(answer)} tokens, and the model {self.max_length} positions")
             if len(context) + len(answer) > self.max_length + 1:  # nothing is predicted from the last token
                 self.cut.add(asked)
+        self.longest = max((len(answer) for _, _, answer in requests), default=1)
         return super()._loglikelihood_tokens(requests, *args, **options)
+
+    def _model_call(self, inps, *args, **options):
+        """Logits of the last positions of `inps` `[n, length]`, `[n, kept, V]`: those that predict an answer.
+
+        lm-eval counts back from the last position, and before it there is at most the padding, which is of zeros.
+        """
+        if not self.in_part:
+            return super()._model_call(inps, *args, **options)
+        padding = int((inps.flip(1).cumsum(1) == 0).sum(1).max())
+        with torch.no_grad():
+            return self.model(inps, use_cache=False, logits_to_keep=self.longest + padding).logits
 
     def tok_batch_encode(self, strings, padding_side="left", left_truncate_len=None, truncation=False):
         ids, mask = super().tok_batch_encode(strings, padding_side, truncation=truncation)

@@ -20,18 +20,19 @@ from layerwise.backbone.structure import text_config
 
 KEPT = 0.5  # of the memory that is free, what logits that are kept may take
 LOGITS = 2**25  # bytes of logits that are made at once: a product of fewer rows is slower
-FLOATS = 2**19  # bytes of a float32 copy of some, for each thread: a few of these fit into a core's cache
+FLOATS = 2**21  # bytes of a float32 copy of some, for each thread: about what a core's cache holds
 LAUNCHED = 2**26  # bytes of both on an accelerator, where it counts how often something is launched
 
 
 class Window:
     """The logits of a window of tokens at the positions that predict one, `[length - 1, V]`: made when they are asked
-    for, or kept."""
+    for, or kept, and with them what a softmax over each row sums up to, `[length - 1, 2]` (see `_log_sums`)."""
 
     def __init__(self, head: Head, read: ModelOutput, i: int):
         self.head, self.read = head, read
         self.states = read.last_hidden_state[i, :-1]
         self.kept: Tensor | None = None
+        self.sums: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.states)
@@ -55,7 +56,7 @@ class Window:
             made = self.logits(rows)
             kept = made.new_empty(len(self), made.shape[1]) if kept is None else kept
             kept[rows] = made
-        self.kept = kept
+        self.kept, self.sums = kept, torch.cat([_log_sums(kept[few].float()) for few in _few(kept)])
 
 
 def windows(head: Head, read: ModelOutput) -> list[Window]:
@@ -94,7 +95,10 @@ def differences(predicted: Sequence[Window], reference: Sequence[Window], tokens
     `[n, length]`, each float64 `[n]` on the CPU; both are means over the predicted positions."""
     found = []
     for window, other, text in zip(predicted, reference, tokens, strict=True):
-        each = [_differences(window.logits(rows), other.logits(rows), text[1:][rows]) for rows in other.rows()]
+        each = []
+        for rows in other.rows():
+            sums = None if other.sums is None else other.sums[rows]
+            each.append(_differences(window.logits(rows), other.logits(rows), text[1:][rows], sums))
         found.append([_mean(kind) for kind in zip(*each, strict=True)])
     loss, kl = (_finite(torch.stack(kind)) for kind in zip(*found, strict=True))
     return loss, kl
@@ -106,16 +110,28 @@ def _losses(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.cat([F.cross_entropy(logits[few].float(), targets[few], reduction="none") for few in _few(logits)])
 
 
-def _differences(logits: Tensor, reference: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss difference and divergence at each position, `[m, V], [m, V], [m] -> [m], [m]` in float32."""
+def _differences(logits: Tensor, reference: Tensor, targets: Tensor, sums: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Loss difference and divergence at each position, `[m, V], [m, V], [m] -> [m], [m]` in float32.
+
+    `sums` `[m, 2]` are the reference's (see `_log_sums`), where they are known.
+    """
     logits, targets = logits.to(reference.device), targets.to(reference.device)
     loss, kl = [], []
     for few in _few(reference):
-        log_p, log_q = (F.log_softmax(x[few].float(), dim=-1) for x in (logits, reference))
+        log_p, other = F.log_softmax(logits[few].float(), dim=-1), reference[few].float()
+        log_q = F.log_softmax(other, dim=-1) if sums is None else (other - sums[few, :1]).sub_(sums[few, 1:])
         change = torch.sub(log_q, log_p, out=log_p)
         loss.append(change.gather(1, targets[few, None]).squeeze(1))
-        kl.append(log_q.exp_().mul_(change).sum(dim=-1))
+        kl.append(torch.linalg.vecdot(log_q.exp_(), change))
     return torch.cat(loss), torch.cat(kl)
+
+
+def _log_sums(logits: Tensor) -> Tensor:
+    """The largest logit of each row, and the logarithm of the sum of exponentials of all below it: `[m, V] -> [m, 2]`.
+
+    The logits minus both, one after the other, are the log-softmax of PyTorch in every digit, which is how it goes.
+    """
+    return torch.stack([logits.amax(dim=-1), -F.log_softmax(logits, dim=-1).amax(dim=-1)], dim=1)
 
 
 def _mean(per_position: Sequence[Tensor]) -> Tensor:

@@ -21,21 +21,36 @@ def accuracy(
 ) -> pd.DataFrame:
     """Zero-shot accuracy by lm-eval, one row per task: task, metric, value, stderr, chance, n, cut, data.
 
-    The metric is acc_norm where the task has it, else acc, and exact_match for generated answers. `chance` is what
-    guessing earns: for a task of the world what the world says, else the mean of 1 / number of choices over the items;
-    it is missing where answers are generated. `limit` takes the first items of each task.
+    Parameters
+    ----------
+    model, tokenizer
+        Both are left as they are.
+    tasks
+        Names of the world's tasks or of lm-eval's.
+    limit
+        Take the first items of each task, so many; None takes all.
+    batch
+        Requests that are run at a time.
+    data
+        A folder that holds `NAME.jsonl` for each task, in the columns of the data set on the Hub; its items are asked
+        in place of the Hub's, with lm-eval's own prompts and metrics, and without a network. A group such as mmlu is
+        one file, with the column "subject".
 
-    `data` is a folder that holds `NAME.jsonl` for each task, in the columns of the data set on the Hub; its items are
-    asked in place of the Hub's, with lm-eval's own prompts and metrics, and without a network. A group such as mmlu is
-    one file, with the column "subject". The column `data` then has the file's name and hash; it is missing where items
-    are the Hub's or, as those of the world's tasks always are, the package's.
+    Returns
+    -------
+    A table. The metric is acc_norm where the task has it, else acc, and exact_match for generated answers. `chance` is
+    what guessing earns: for a task of the world what the world says, else the mean of 1 / number of choices over the
+    items; it is missing where answers are generated. A prompt that is longer than the model's positions loses its
+    beginning, as in lm-eval: `cut` says how many of the n items have such a prompt, and a warning does. `data` has the
+    file's name and hash; it is missing where items are the Hub's or, as those of the world's tasks always are, the
+    package's.
 
-    A prompt that is longer than the model's positions loses its beginning, as in lm-eval: `cut` says how many of the n
-    items have such a prompt, and a warning does. Model and tokenizer are left as they are.
-
-    Raises ValueError, before any work, for a task that lm-eval doesn't know, that has no accuracy or that `data` has no
-    file of, for items without what the task asks, for a tokenizer without any special token, and where answers fill all
-    positions.
+    Raises
+    ------
+    ValueError
+        Before any work, for a task that lm-eval doesn't know, that has no accuracy or that `data` has no file of, for
+        items without what the task asks, for a tokenizer without any special token, and where answers fill all
+        positions.
     """
     result, origins = _harness(model, tokenizer, tasks, limit, batch, data)
     return pd.DataFrame([_task_row(task, result, world.CHANCE) | {"data": origins.get(task)} for task in tasks])
@@ -47,6 +62,7 @@ def answers(
     """The items behind `accuracy`, one row each: task, item (its number in the task), correct (1 or 0), data.
 
     Two models are compared on the same items: the differences of `correct` vary less than two accuracies do.
+    Parameters and errors as for `accuracy`.
     """
     result, origins = _harness(model, tokenizer, tasks, limit, batch, data)
     rows = []

@@ -37,12 +37,24 @@ class Speed(NamedTuple):
 def speed(model: nn.Module, batch: int = 1, prompt: int = 512, new: int = 64, repeats: int = 3, seed: int = 0) -> Speed:
     """Time greedy generation with the KV cache: a prompt `[batch, prompt]` of random tokens, then `new` steps.
 
-    Medians of `repeats` runs after one that warms up, in which the memory is measured. Only the last position of the
+    Medians of several runs after one that warms up, in which the memory is measured. Only the last position of the
     prompt goes through the head, as in `generate`. The model is in eval mode. On a machine that does something else,
     the numbers are too low.
 
-    Raises ValueError for a number below 1, for more positions, prompt + new, than the model has, and for a model that
-    was spread over devices, whose memory is on several.
+    Parameters
+    ----------
+    batch, prompt, new
+        Sequences at a time, tokens of each prompt, and tokens that are generated.
+    repeats
+        Runs that the medians are of.
+    seed
+        Draws the tokens of the prompts.
+
+    Raises
+    ------
+    ValueError
+        For a number below 1, for more positions, prompt + new, than the model has, and for a model that was spread over
+        devices, whose memory is on several.
     """
     check_present(model)
     for name, number in {"batch": batch, "prompt": prompt, "new": new, "repeats": repeats}.items():

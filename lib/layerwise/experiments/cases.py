@@ -22,6 +22,7 @@ from layerwise.evaluation import tasks
 from layerwise.experiments.assembly import Assembly
 from layerwise.experiments.known import known
 from layerwise.plans import Plan
+from layerwise.scores import Measured
 
 # Plans that an assembly compares before they are kept: the dense model is run once more for each so many.
 TOGETHER = 24
@@ -51,16 +52,25 @@ class Case:
         return not self.plan.slices and all(layer.keep and layer.outliers is None for layer in layers)
 
     @property
+    def _has_bits(self) -> bool:
+        return any(layer.bits is not None or layer.outliers is not None for layer in self.plan.kept)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether slicing or the quantizer looks at calibration text."""
+        if self.plan is None:
+            return False
+        return bool(self.plan.slices) or (self._has_bits and not hasattr(self.quantizer, "block"))
+
+    @property
     def what(self) -> dict:
         """All that decides the compressed model, beside the model: calibration only where something looks at it."""
         if self.plan is None:
             return {"plan": None}
         what: dict = {"plan": self.plan}
-        kept = self.plan.kept
-        has_bits = any(layer.bits is not None or layer.outliers is not None for layer in kept)
-        if has_bits:
+        if self._has_bits:
             what["quantizer"] = self.quantizer
-        if self.plan.slices or (has_bits and not hasattr(self.quantizer, "block")):
+        if self.reads_text:
             what["calibration"] = self.calibration
         if self.plan.slices:
             what["bases"] = "dense" if self.shared else "sequential"
@@ -103,7 +113,7 @@ class Runner:
         self._reference = self._bases = None
 
     def values(self, cases: Iterable[Function]) -> Iterator[Outcome]:
-        """What functions give: a row per block, `value` of `[L]` or w0, w1, ... of `[L, windows]`."""
+        """What functions give, a row per block: `value`, with low and high if measured, or w0, w1, ... by window."""
         yield from self._each(cases, lambda case: _by_block(case.function(self.model, case.tokens)))
 
     def quality(self, cases: Iterable[Case]) -> Iterator[Outcome]:
@@ -173,7 +183,8 @@ class Runner:
             self._reference = evaluation.Reference(self.model, self.test)
         with self._compressed(case) as model:
             measured = evaluation.window_differences(model, self._reference, self.test)
-        return [_row(*measured) | case.sizes(self.shape)]
+            stored = evaluation.size(model).bytes  # how many outliers there are isn't planned to the last one
+        return [_row(*measured) | case.sizes(self.shape) | {"bytes": stored}]
 
     @contextmanager
     def _compressed(self, case: Case) -> Iterator[nn.Module]:
@@ -181,9 +192,12 @@ class Runner:
             yield self.model
             return
         how = {"quantizer": case.quantizer} if case.quantizer is not None else {}
+        tokens = case.calibration
         if case.shared and case.plan.slices:
-            how["calibration"] = self._dense_bases(case.calibration)
-        yield compress(self.model, case.plan, tokens=case.calibration, **how)
+            how["calibration"] = self._dense_bases(tokens)
+            if all(layer.bits is None for layer in case.plan.kept):  # nothing else looks at text
+                tokens = None
+        yield compress(self.model, case.plan, tokens=tokens, **how)
 
     def _dense_bases(self, tokens):
         """Bases of the last calibration text: draws come one after the other."""
@@ -207,10 +221,13 @@ def _groups(cases: Iterable[Case]) -> Iterator[tuple[bool, list[Case]]]:
 
 
 def _by_block(values) -> list[dict]:
+    if isinstance(values, Measured):
+        columns = pd.DataFrame({"value": values.value, "low": values.low, "high": values.high})
+        return columns.rename_axis("block").reset_index().to_dict("records")
     values = np.asarray(values, dtype=float)
     if values.ndim == 1:
         return [{"block": i, "value": float(value)} for i, value in enumerate(values)]
-    windows = ({f"w{j}": float(value) for j, value in enumerate(row)} for row in values)
+    windows = ({f"w{j}": float(f"{value:.5g}") for j, value in enumerate(row)} for row in values)
     return [{"block": i} | row for i, row in enumerate(windows)]
 
 
@@ -239,6 +256,13 @@ def window_rows(rows: pd.DataFrame, value: str = "loss") -> pd.DataFrame:
     long = rows[[*kept, *windows]].melt(id_vars=kept, value_vars=windows, var_name="window", value_name=value)
     long["window"] = long["window"].str[1:].astype(int)
     return long.dropna(subset=[value]).reset_index(drop=True)
+
+
+def item_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with `right`, a + or a - for each item, as a row for each item, with the columns `item` and `correct`."""
+    long = rows.assign(correct=rows["right"].map(list)).drop(columns="right").explode("correct")
+    long["item"] = long.groupby(level=0).cumcount()
+    return long.assign(correct=(long["correct"] == "+").astype(int)).reset_index(drop=True)
 
 
 def accuracy_rows(answers: pd.DataFrame, dense: str = "dense") -> pd.DataFrame:

@@ -72,7 +72,7 @@ class Study:
         self._texts: dict = {}
         self._known: dict = {name: known(model) for name, model in self.models.items()}
         self._of_text: dict[int, object] = {}
-        self._found: list = []  # of this chapter's committed results, for `recheck`
+        self._found: dict = {}  # this chapter's committed results by table and model, for `recheck`
         self._scores: dict = {}
 
     def text(self, model: str, split: str = "calibration", n: int = 32, seed: int = 0, corpus: str | None = None):
@@ -90,17 +90,19 @@ class Study:
     def values(
         self, table: str, functions: Mapping[str, Callable], models: Iterable[str] | None = None, split="calibration",
         n: int = 64, seed: int = 0, corpus: str | None = None, label: str = "score", quick=lambda labels: True,
+        **labels,
     ) -> pd.DataFrame:  # fmt: skip
         """What functions of `(model, tokens)` give for each block: a row per block, `value` or w0, w1, ... by window.
 
-        A function returns `[L]` or `[L, windows]`, as every score does; its name goes into the column `label`.
+        A function returns `[L]`, as every score does, `[L, windows]`, or what `lw.scores.measure` does, whose `low` and
+        `high` are kept too; its name goes into the column `label`, beside `draw` and what other `labels` say.
         """
         asked = []
         for name in models or self.models:
             tokens = self.text(name, split, n, seed, corpus)
             for called, function in functions.items():
                 what = {"model": self._known[name], "function": function, "text": self._hashed(tokens)}
-                asked.append((Function(name, {label: called, "draw": seed}, function, tokens), key(what)))
+                asked.append((Function(name, {label: called, "draw": seed} | labels, function, tokens), key(what)))
         return self._table(table, asked, quick, "values")
 
     def score(
@@ -114,10 +116,11 @@ class Study:
         """
         of = (model, key({"function": function}), n, seed, corpus)
         if of not in self._scores:
+            about = {"windows": n, "text": corpus or self.corpus}  # by which a table tells scores of one name apart
+            named = {_called(function): function}
             found = self.values(
-                "scores", {_called(function): function}, [model], "calibration", n, seed, corpus,
-                quick=lambda labels: quick,
-            )  # fmt: skip
+                "scores", named, [model], "calibration", n, seed, corpus, quick=lambda labels: quick, **about
+            )
             if found.empty and not (quick or self.full):
                 return None
             if found.empty:
@@ -125,10 +128,17 @@ class Study:
             self._scores[of] = found.sort_values("block")["value"].to_numpy()
         return self._scores[of]
 
-    def case(self, model: str, plan, by=None, draw: int = 0, n: int = 32, corpus=None, shared=False, **labels) -> Case:
-        """A plan to be measured, by a quantizer (a name or a function), calibrated on a draw of `n` windows."""
-        tokens = self.text(model, "calibration", n, draw, corpus)
-        return Case(model, {"draw": draw} | labels, plan, None if by is None else quantizer(by), tokens, shared)
+    def case(
+        self, model: str, plan, /, by=None, draw: int = 0, n: int = 32, corpus=None, shared=False, seed=None, **labels
+    ) -> Case:
+        """A plan to be measured, by a quantizer (a name or a function), calibrated on a draw of `n` windows.
+
+        Where the draw is one of something else, such as a random order, `seed` is that of the calibration text.
+        """
+        case = Case(model, {"draw": draw} | labels, plan, None if by is None else quantizer(by), shared=shared)
+        if not case.reads_text:
+            return case
+        return replace(case, calibration=self.text(model, "calibration", n, draw if seed is None else seed, corpus))
 
     def quality(self, table: str, cases: Iterable[Case], quick: Callable[[Mapping], bool] = lambda labels: True):
         """Every case against the dense model on the test text: its labels, sizes, loss, KL, and w0, w1, ... by window.
@@ -159,13 +169,14 @@ class Study:
     def recheck(self, count: int = 1, tolerance: float = 1e-3, chosen=lambda labels: True) -> pd.DataFrame:
         """Run a sample of the committed results again: `count` for each table and model, with how far they are apart.
 
-        The sample is the same at every build, and of those for which `chosen(labels)`. Raises AssertionError where one
-        differs by more than `tolerance`, in nats or whatever its unit is, in any window or block.
+        The sample is the same at every build, and of those for which `chosen(labels)`, with the model among the labels.
+        Raises AssertionError where one differs by more than `tolerance`, in nats or whatever its unit is, in any window
+        or block.
         """
         rows = []
-        for table, model, found, how, settings in self._found:
-            sample = sorted((each for each in found if chosen(each[0].labels)), key=lambda each: each[1])[:count]
-            for case, name in sample:
+        for (table, model), (found, how, settings) in self._found.items():
+            sample = {name: case for case, name in found if chosen({"model": model, **case.labels})}
+            for name, case in sorted(sample.items(), key=lambda each: each[0])[:count]:
                 ((_, new),) = getattr(self._runner(model), how)([case], **settings)
                 if isinstance(new, Exception):
                     raise new
@@ -200,7 +211,7 @@ class Study:
             results[name] = self.ledger.add(name, Result(rows, origin))
         for model in self.models:
             there = [(case, name) for case, name in asked if case.model == model and name in self.ledger.committed]
-            self._found.append((table, model, there, how, settings))
+            self._found.setdefault((table, model), ([], how, settings))[0].extend(there)
         if left := sum(result is None for name, result in results.items() if name not in wanted):
             print(f'{table}: {left} results of the full profile aren\'t there; PROFILE = "full" makes them')
         rows = [

@@ -41,9 +41,13 @@ def grid(rows: pd.DataFrame) -> list[Axes]:
     """The quality of dynamic against constant slicing by mean slice SP and slice base SB, a panel per model.
 
     Rows: model, mean, base, value, low, high; the value is a relative change, such as that of perplexity: -0.05 is 5 %
-    better, and blue. A dot marks the cells whose interval excludes 0. Numbers stand in the cells where they have room;
-    colours stop at what nine tenths of the cells stay below.
+    better, and blue. A dot marks the cells whose interval excludes 0. Constant slicing, base = mean, is 0 by itself and
+    need not be among the rows. Numbers stand in the cells where they have room; colours stop at what nine tenths of
+    the cells stay below.
     """
+    same = ["model", "mean", "base"]
+    constant = rows[["model", "mean"]].assign(base=rows["mean"], value=0.0, low=0.0, high=0.0)
+    rows = pd.concat([rows, constant]).drop_duplicates(same)
     models = rows["model"].unique()
     means, bases = (np.sort(rows[name].unique()) for name in ("mean", "base"))
     step = rows.groupby("mean")["base"].apply(lambda column: np.diff(np.sort(column.unique())).min(initial=1)).min()

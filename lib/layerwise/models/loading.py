@@ -48,28 +48,49 @@ def load(name, device="auto", dtype="auto", revision=None):
     """A model and its tokenizer (None if it has none), by name: "embedded/12L", "packaged/smollm2-135m", a local folder
     or GGUF file, or a Hub id.
 
-    `device` "auto" is the accelerator if there is one, else the CPU. A dense model whose weights take more than nine
-    tenths of what is free there is spread by accelerate over further GPUs, the host's memory and the disk, and a
-    warning says what is where. Such a model can be scored and evaluated, not changed; `lw.compress_checkpoint`
-    compresses it. A `device` by name, such as "cuda", gets all of the model.
+    Parameters
+    ----------
+    name
+        What to load, as above.
+    device
+        "auto" is the accelerator if there is one, else the CPU. A dense model whose weights take more than nine tenths
+        of what is free there is spread by accelerate over further GPUs, the host's memory and the disk, and a warning
+        says what is where. Such a model can be scored and evaluated, not changed; `lw.compress_checkpoint` compresses
+        it. A device by name, such as "cuda", gets all of the model.
+    dtype
+        "auto" is float32 for embedded models, whose results are then the same everywhere, and the checkpoint's own for
+        others. A GPU that has no bfloat16 gets float16 instead, and a warning says so.
+    revision
+        A branch, tag or commit on the Hub; the commit that was read is in `results.fingerprint(model)`.
 
-    `dtype` "auto" is float32 for embedded models, whose results are then the same everywhere, and the checkpoint's own
-    for others; the dtype of the checkpoint is kept as `model.stored_dtype`, for counting bytes. A GPU that has no
-    bfloat16 gets float16 instead, and a warning says so.
+    Returns
+    -------
+    model
+        In eval mode, and its parameters want no gradients: call `model.requires_grad_()` to train it. The dtype of the
+        checkpoint is kept as `model.stored_dtype`, for counting bytes.
+    tokenizer
+        None if there is none.
 
+    Raises
+    ------
+    UnknownModel, DamagedModel, hub.HubError, MemoryError
+        For a name that is none, a model that is not whole, what the Hub refuses (a licence that wasn't accepted, no
+        network, ...), and too little memory.
+    UnknownStructure
+        Before any weights are read, for what is no decoder-only model.
+    UnsuitableModel
+        Likewise, for one that another tool has quantized, an adapter alone, or a model with another head than that for
+        the next token.
+    ValueError
+        For a `dtype` that is none.
+
+    Notes
+    -----
     Packaged models are converted once (`packaged.folder`). The weights of packaged/smollm2-135m lie on a grid of 4 bits
     in groups of 32: a quantizer that finds it (hqq with 4 bits in groups of 32) costs nothing there, which says nothing
     of other models; groups of 64 or 128, 3 bits and 2 bits are real tests.
     A GGUF file, or a folder with one and no safetensors, is unpacked in float32 to a dense model; "auto" is then the
     dtype of its matrices, and bfloat16 if they have few bits.
-
-    `revision` is a branch, tag or commit on the Hub; the commit that was read is in `results.fingerprint(model)`. The
-    model is in eval mode and its parameters want no gradients: call `model.requires_grad_()` to train it.
-
-    Raises UnknownModel, DamagedModel, `hub.HubError` (a licence that wasn't accepted, no network, ...), MemoryError;
-    before any weights are read UnknownStructure for what is no decoder-only model, and UnsuitableModel for one that
-    another tool has quantized, an adapter alone, or a model with another head than that for the next token; ValueError
-    for a `dtype` that is none.
     """
     name = os.fspath(name)
     folder, config, ours = checked(name, revision)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from layerwise.plans.plan import Layer, Plan, whole
 from layerwise.plans.slices import finite_importance
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from layerwise.backbone.shapes import Shape
 
 
-def drop(shape: Shape, importance, k: int) -> Plan:
+def drop(shape: Shape, importance: ArrayLike, k: int) -> Plan:
     """Remove the `k` least important blocks, by importance `[L]` (higher = keep).
 
     With `lw.scores.lim` these are the blocks of least influence of ShortGPT (arXiv 2403.03853), with
@@ -27,7 +28,7 @@ def drop(shape: Shape, importance, k: int) -> Plan:
     return Plan(tuple(Layer(keep=i in kept) for i in range(shape.L)), shape.D)
 
 
-def drop_run(shape: Shape, distances, k: int) -> Plan:
+def drop_run(shape: Shape, distances: ArrayLike, k: int) -> Plan:
     """Remove the `k` neighbouring blocks across which the residual stream changes least (arXiv 2403.17887).
 
     `distances` `[L + 1, L + 1]` are those of `lw.scores.angular_distances`: `distances[i, i + k]` is how far what

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from layerwise.plans.plan import Layer, Plan, whole
 from layerwise.plans.slices import finite_importance, share
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def bits(
     shape: Shape,
-    importance,
+    importance: ArrayLike,
     low_layers: int | None = None,
     high: int | None = 8,
     low: int | None = 4,
@@ -35,11 +36,11 @@ def bits(
     don't add up to `L`, and for widths that don't go down.
     """
     order = np.argsort(-finite_importance(importance, shape.L), kind="stable")
-    if (low_layers is None) == (widths is None and counts is None) or (widths is None) != (counts is None):
-        raise ValueError("give either low_layers, with high and low, or both widths and counts")
-    if widths is None:
+    if low_layers is not None and widths is None and counts is None:
         low_layers = whole("low_layers", low_layers, 0, shape.L)
         widths, counts = (high, low), (shape.L - low_layers, low_layers)
+    elif low_layers is not None or widths is None or counts is None:
+        raise ValueError("give either low_layers, with high and low, or both widths and counts")
     counts = [whole("each of counts", count, 0, shape.L) for count in counts]
     if len(widths) != len(counts) or sum(counts) != shape.L:
         raise ValueError(
@@ -53,7 +54,7 @@ def bits(
     return Plan(tuple(Layer(bits=by_rank[rank]) for rank in np.argsort(order)), shape.D)
 
 
-def outliers(shape: Shape, importance, mean: float, base: float = 0.0) -> Plan:
+def outliers(shape: Shape, importance: ArrayLike, mean: float, base: float = 0.0) -> Plan:
     """Shares of weights that stay unquantized, by importance `[L]` (higher = keep more), `mean` of all weights.
 
     `share_i = base + (mean - base) * m_i / mean(m)`, with `m_i` the importance between 0 and 1 (smallest and largest)

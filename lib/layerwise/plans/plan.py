@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from html import escape
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,13 +37,14 @@ class Layer:
     bits: int | None = None  # per weight of its linear layers, 1 to 16
     outliers: float | None = None  # share of its weights that stay unquantized, in [0, 1)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.keep, (bool, np.bool_)):
             raise ValueError(f"keep must be True or False, not {self.keep!r}")
         # numpy's numbers become Python's, so that equal plans look equal and can be written as JSON
         object.__setattr__(self, "keep", bool(self.keep))
-        object.__setattr__(self, "width", whole("width", self.width, 1, None))
-        object.__setattr__(self, "bits", whole("bits", self.bits, 1, 16))
+        for name, most in (("width", None), ("bits", 16)):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, whole(name, value, 1, most))
         if self.outliers is not None:
             number = isinstance(self.outliers, (int, float, np.number)) and not isinstance(self.outliers, bool)
             if not number or not 0 <= self.outliers < 1:
@@ -62,7 +63,7 @@ class Plan:
     width: int
     head: int | None = None  # columns of the final hidden state that a sliced head reads; None: the head is not sliced
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
         if self.width is None:
             raise ValueError("a plan needs the width of the model's residual stream, the D of its shape")
@@ -72,9 +73,10 @@ class Plan:
                 raise ValueError(f"layer {i} is {layer!r}: it must be a Layer")
             if layer.width is not None and layer.width > self.width:
                 raise ValueError(f"layer {i}: width {layer.width} is more than the model's {self.width}")
-        object.__setattr__(self, "head", whole("head", self.head, 1, None))
-        if self.head is not None and self.head > self.width:
-            raise ValueError(f"the head: width {self.head} is more than the model's {self.width}")
+        if self.head is not None:
+            object.__setattr__(self, "head", whole("head", self.head, 1, None))
+            if self.head > self.width:
+                raise ValueError(f"the head: width {self.head} is more than the model's {self.width}")
         if not any(layer.keep for layer in self.layers):
             raise ValueError("a plan must keep at least one layer")
 
@@ -111,8 +113,8 @@ class Plan:
     def average_bits(self) -> float | None:
         """Mean bits over the kept layers, as arXiv 2406.17415 counts: layers weigh alike, and scales and what is
         outside the blocks do not count. None if a kept layer has no bits set, since they are then the model's own."""
-        bits = [layer.bits for layer in self.kept]
-        return None if None in bits else float(np.mean(bits))
+        bits = [layer.bits for layer in self.kept if layer.bits is not None]
+        return float(np.mean(bits)) if len(bits) == len(self.kept) else None
 
     @property
     def slices(self) -> bool:
@@ -193,7 +195,11 @@ class Plan:
             return [(matrix.rows, matrix.columns) for matrix in shape.matrices[i]]
         at = sum(layer.keep for layer in self.layers[:i])
         reads, writes = self.stream[at : at + 2]
-        widths = {"read": (None, reads), "written": (reads, None), "written at the end": (writes, None)}
+        widths: dict[str | None, tuple[int | None, int | None]] = {
+            "read": (None, reads),
+            "written": (reads, None),
+            "written at the end": (writes, None),
+        }
         sizes = [(widths.get(matrix.stream, (None, None)), matrix) for matrix in shape.matrices[i]]
         return [(rows or matrix.rows, columns or matrix.columns) for (rows, columns), matrix in sizes]
 
@@ -261,10 +267,8 @@ class Plan:
         return ["layer", *names], [[str(i), *row] for i, row in enumerate(cells)]
 
 
-def whole(name: str, value, low: int, high: int | None) -> int | None:
-    """`value` as an int, None staying None; raises ValueError unless it is a whole number from `low` to `high`."""
-    if value is None:
-        return None
+def whole(name: str, value: Any, low: int, high: int | None) -> int:
+    """`value` as an int; raises ValueError unless it is a whole number from `low` to `high`."""
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
@@ -277,7 +281,7 @@ def whole(name: str, value, low: int, high: int | None) -> int | None:
     return whole
 
 
-def _set(layer: Layer) -> dict:
+def _set(layer: Layer) -> dict[str, Any]:
     """The fields of a layer that are not at their default."""
     return {field.name: value for field in fields(layer) if (value := getattr(layer, field.name)) != field.default}
 
@@ -290,7 +294,7 @@ def _merge(i: int, a: Layer, b: Layer) -> Layer:
     return Layer(**mine | others)
 
 
-def _check_names(content, names: Iterable[str], what: str, required: Iterable[str] = ()) -> None:
+def _check_names(content: object, names: Iterable[str], what: str, required: Iterable[str] = ()) -> None:
     if not isinstance(content, dict):
         raise ValueError(f"{what} must be an object with {', '.join(names)}, not {content!r}")
     if unknown := sorted(content.keys() - set(names)):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from layerwise.plans.plan import Layer, Plan
 
@@ -38,7 +39,7 @@ def constant_slices(shape: Shape, mean: float, multiple: int = 1, budget: Budget
 
 def dynamic_slices(
     shape: Shape,
-    importance,
+    importance: ArrayLike,
     mean: float,
     base: float = 0.0,
     multiple: int = 1,
@@ -70,7 +71,7 @@ def dynamic_slices(
     return _of_size(shape, redundancy, mean, base, multiple, budget)
 
 
-def _of_width(redundancy, mean, base, units) -> np.ndarray:
+def _of_width(redundancy: np.ndarray, mean: float, base: float, units: int) -> np.ndarray:
     """Widths `[L]` by the rule, whose mean is the width of constant slicing."""
     if base > mean:
         raise ValueError(
@@ -85,7 +86,7 @@ def _of_width(redundancy, mean, base, units) -> np.ndarray:
     return whole
 
 
-def _of_size(shape, redundancy, mean, base, multiple, budget) -> Plan:
+def _of_size(shape: Shape, redundancy: np.ndarray, mean: float, base: float, multiple: int, budget: Budget) -> Plan:
     """The widest plan by the rule whose predicted size is at most `1 - mean` of the dense model's."""
     units = shape.D // multiple
     most = _most(base, units, at_least=1)
@@ -93,10 +94,10 @@ def _of_size(shape, redundancy, mean, base, multiple, budget) -> Plan:
     # A share that was computed from a size must give that size back.
     allowed = int((1 - mean) * dense * (1 + 1e-12))
 
-    def size(widths):
+    def size(widths: np.ndarray) -> int:
         return _SIZES[budget](_plan(shape, widths, multiple), shape)
 
-    def at(width):
+    def at(width: float) -> tuple[np.ndarray, np.ndarray]:
         """Whole widths for a mean of `width` units, rounded down, and the order in which they are rounded up."""
         widths, order = _by_rule(redundancy, width, most)
         return np.floor(widths).astype(int), order
@@ -121,7 +122,7 @@ def _of_size(shape, redundancy, mean, base, multiple, budget) -> Plan:
     return _plan(shape, widths, multiple)
 
 
-def _redundancy(importance, L: int) -> np.ndarray:
+def _redundancy(importance: ArrayLike, L: int) -> np.ndarray:
     """The rule's r, float64 `[L]` in [0, 1], 1 = least important; all 1 where the scores are equal."""
     scores = finite_importance(importance, L) / 2  # so that the range of the largest floats is one too
     span = scores.max() - scores.min()
@@ -131,7 +132,7 @@ def _redundancy(importance, L: int) -> np.ndarray:
     return np.round((scores.max() - scores) / span, 12)
 
 
-def finite_importance(importance, L: int) -> np.ndarray:
+def finite_importance(importance: ArrayLike, L: int) -> np.ndarray:
     """`importance` as float64 `[L]`; raises ValueError unless it is `L` finite numbers."""
     try:
         scores = np.asarray(importance, np.float64)
@@ -144,7 +145,7 @@ def finite_importance(importance, L: int) -> np.ndarray:
     return scores
 
 
-def _by_rule(redundancy, mean, most) -> tuple[np.ndarray, np.ndarray]:
+def _by_rule(redundancy: np.ndarray, mean: float, most: float) -> tuple[np.ndarray, np.ndarray]:
     """Real widths `[L]` in units by the rule, and the order in which rounding may widen them.
 
     Their mean is `mean` units; none is above `most`, nor below one.
@@ -156,7 +157,7 @@ def _by_rule(redundancy, mean, most) -> tuple[np.ndarray, np.ndarray]:
     return widths, order[remainders[order] > 0]
 
 
-def _filled(redundancy, mean, most) -> np.ndarray:
+def _filled(redundancy: np.ndarray, mean: float, most: float) -> np.ndarray:
     """Widths `most - step * redundancy`, none below 1, with the step that makes their mean `mean`."""
     total = mean * len(redundancy)
     clamped = np.zeros(len(redundancy), bool)
@@ -170,7 +171,7 @@ def _filled(redundancy, mean, most) -> np.ndarray:
     return np.where(clamped, 1.0, (total - clamped.sum()) / (~clamped).sum())
 
 
-def _most(base, units, at_least) -> float:
+def _most(base: float, units: int, at_least: float) -> float:
     """Units that a block keeps at most under `base`; not a fraction that rounding would then exceed."""
     most = min((1 - base) * units, _nearest((1 - base) * units))
     return max(most, at_least)
@@ -181,11 +182,11 @@ def _nearest(width: float) -> int:
     return int(np.floor(width + 0.5 + 1e-9))
 
 
-def _plan(shape, widths, multiple) -> Plan:
+def _plan(shape: Shape, widths: np.ndarray, multiple: int) -> Plan:
     return Plan(tuple(Layer(width=int(width) * multiple) for width in widths), shape.D)
 
 
-def share(name, value) -> float:
+def share(name: str, value: float) -> float:
     """`value` as a float; raises ValueError unless it is a number in [0, 1)."""
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if not number or not 0 <= value < 1:
@@ -193,7 +194,7 @@ def share(name, value) -> float:
     return float(value)
 
 
-def _divisor(multiple, D: int) -> int:
+def _divisor(multiple: int, D: int) -> int:
     try:
         if isinstance(multiple, (bool, np.bool_)) or operator.index(multiple) < 1 or D % multiple:
             raise TypeError

@@ -24,7 +24,7 @@ class Grouped:
     scale: int = 16
     zero: int = 8
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         whole = isinstance(self.group, int) and not isinstance(self.group, bool) and self.group > 0
         if not whole and self.group not in ("row", "matrix"):
             raise ValueError(f'group must be a number of weights, "row" or "matrix", not {self.group!r}')

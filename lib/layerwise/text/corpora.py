@@ -31,23 +31,42 @@ TEST_SHARE = 0.2  # the end of a local file is its test split
 def tokens(tokenizer, name="world", split="calibration", n=128, length=None, seed=0, bos=True, data=None) -> Tensor:
     """`n` windows of `length` tokens of a corpus, drawn by `seed`: int64 `[n, length]`.
 
-    `name` is "world", one kind of its text such as "world/people", a published corpus ("wikitext2", "ptb", "c4",
-    "alpaca", "pg19", downloaded once from the Hub), or the path of a text file in UTF-8 (`.txt`: one document;
-    `.jsonl`: one document per line, in the field "text"). `split` is "calibration" or "test", or of "wikitext2" also
-    "validation". Unless given, `length` is 2,048 for published corpora, as in the papers, and 256 for others, or what
-    the tokenizer says that its model takes, if that is less.
+    Parameters
+    ----------
+    tokenizer
+        Of the model that will read the windows.
+    name
+        "world", one kind of its text such as "world/people", a published corpus ("wikitext2", "ptb", "c4", "alpaca",
+        "pg19", downloaded once from the Hub), or the path of a text file in UTF-8 (`.txt`: one document; `.jsonl`: one
+        document per line, in the field "text").
+    split
+        "calibration" or "test", or of "wikitext2" also "validation".
+    n, length
+        Windows, and tokens of each. Unless given, `length` is 2,048 for published corpora, as in the papers, and 256
+        for others, or what the tokenizer says that its model takes, if that is less.
+    seed
+        Draws the windows.
+    bos
+        Whether windows begin with the token that the tokenizer begins text with, if it has one (see the notes).
+    data
+        A folder with a copy of the corpus's file as the Hub has it, which is then read without a network and known by
+        its hash; of WikiText-2 it can also be wiki.valid.raw or wiki.test.raw, which hold the same text.
 
+    Raises
+    ------
+    ValueError
+        For an unknown name or split, for text too short for `n` windows, and for a file that is missing, not in UTF-8,
+        or in `data` another one than was published.
+    HubError
+        For a published corpus that can't be downloaded.
+
+    Notes
+    -----
     The world read by its own tokenizer begins every window with a document, as its models were trained; each seed is
     other text. Elsewhere documents are joined by the end-of-text token and cut into windows without gap or overlap;
     WikiText-2, PTB and PG-19 are one document each. Where the tokenizer begins text with a token of its own, as those
     of Llama, Mistral and Gemma do, every window is that token and `length - 1` of text: their models are broken without
     it. `bos=False` leaves it out, as in older papers, where the first window of the whole text had it at most.
-
-    `data` is a folder with a copy of the corpus's file as the Hub has it, which is then read without a network and
-    known by its hash; of WikiText-2 it can also be wiki.valid.raw or wiki.test.raw, which hold the same text.
-
-    Raises ValueError for an unknown name or split, for text too short for `n` windows, and for a file that is missing,
-    not in UTF-8, or in `data` another one than was published; HubError for a published corpus that can't be downloaded.
     """
     if tokenizer is None:
         raise ValueError("there is no tokenizer: a model saved without one can only be given tokens made elsewhere")

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import huggingface_hub
 from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
+
+# A broken connection raises an error of httpx under huggingface-hub 1, and of httpx2 under 2, as its own errors are.
+HTTPError = errors.HfHubHTTPError.__bases__[0]
 
 INDEX = "model.safetensors.index.json"
 # Not "*.safetensors": some repositories hold the same weights a second time, for other programs.
@@ -100,7 +102,7 @@ def _explained(kind: str, name: str, revision: str | None, sent: str | None) -> 
         raise HubError(f"{name}: {missing} is not there{hint if kind == 'model' else ''}") from error
     except errors.HfHubHTTPError as error:
         raise HubError(_refused(name, error)) from error
-    except httpx.TransportError as error:
+    except HTTPError as error:
         raise HubError(
             f"the download of {name} broke off: {error}. Run it again: files that are complete are not fetched again"
         ) from error
