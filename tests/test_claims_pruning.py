@@ -200,12 +200,12 @@ def test_the_best_that_fits_is_measured_on_windows_that_did_not_choose_it():
     assert claims.best_that_fits(part, 0.1) == {}
 
 
-def test_estimates_by_model_in_a_clause():
+def test_estimates_in_a_clause():
     rows = pd.DataFrame(
         {"model": ["6L", "12L", "24L"], "value": [1.2, np.nan, -2], "low": [1.1, 0, np.nan], "high": 1.3}
     )
-    assert claims.by_model(rows, "nats") == "+1.20 nats (95 %: +1.10 to +1.30) on 6L, −2.00 nats on 24L"
-    assert claims.by_model(rows.head(0), "nats") == "not measured"
+    assert claims.estimates(rows, "nats") == "+1.20 nats (95 %: +1.10 to +1.30) on 6L, −2.00 nats on 24L"
+    assert claims.estimates(rows.head(0), "nats") == "not measured"
 
 
 def test_random_orders_that_do_better_are_counted():
