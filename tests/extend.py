@@ -52,6 +52,11 @@ QUANTIZERS["of a reader"] = ExtensionQuantizer()
 '''
 
 
+def can_be_extended(name: str) -> bool:
+    cells = read_notebook(source(ROOT, name)).cells
+    return any(TAG in cell.metadata.get("tags", []) for cell in cells)
+
+
 def extended(name: str, factor: int, docstring: str):
     """The notebook with an extension behind its cells for them."""
     notebook, added = read_notebook(source(ROOT, name)), 0
@@ -98,8 +103,7 @@ def check(name: str) -> None:
 
 
 def main() -> None:
-    names = sys.argv[1:] or [name for name in chapters(ROOT) if TAG in source(ROOT, name).read_text()]
-    for name in names:
+    for name in sys.argv[1:] or filter(can_be_extended, chapters(ROOT)):
         check(name)
 
 

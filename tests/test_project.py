@@ -5,6 +5,7 @@ import collections
 import importlib.metadata
 import json
 import re
+import runpy
 import shlex
 import shutil
 import statistics
@@ -230,9 +231,9 @@ def shown(request, tiny, tmp_path, monkeypatch):
     """Names that the code of a page leaves behind, run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     code = "".join(re.findall(r"```python\n(.*?)```", (ROOT / request.param).read_text(), re.DOTALL))
-    names = {}
-    exec(re.sub(r'lw\.load\("embedded/.*?"\)', f"lw.load({str(tiny)!r})", code), names)
-    return names
+    page = tmp_path / "page.py"  # functions are known by their source, so there has to be some
+    page.write_text(re.sub(r'lw\.load\("embedded/.*?"\)', f"lw.load({str(tiny)!r})", code))
+    return runpy.run_path(str(page))
 
 
 def test_the_sliced_model_that_a_page_shows_is_saved(shown):
@@ -251,6 +252,7 @@ def test_the_score_the_rule_and_the_text_that_the_book_shows_are_what_it_says(sh
         assert plan.mean_slice == lw.plans.constant_slices(shape, mean).mean_slice
         assert sum(layer.width < 8 for layer in plan.layers) == count
     assert shown["text"].shape[1] > shown["prompt"]["input_ids"].shape[1]
+    assert shown["rows"].groupby("order", sort=False).size().to_dict() == {"LIM": 5, "ZD": 5, "weight norm": 5}
 
 
 def test_the_command_for_lm_eval_that_the_readme_shows_works(tiny):

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from layerwise.experiments.results import load_rows
@@ -109,6 +110,18 @@ def add_table(path, source) -> list[str]:
     models = list(rows["model"].unique())
     _put(path, rows, told["labels"], told["runs"])
     return models
+
+
+def apart(new: list[dict], known: Result) -> float:
+    """The largest difference of what was measured by window, block or item."""
+    apart = 0.0
+    for row, before in zip(new, known.rows, strict=True):
+        for name in before:
+            if name == "right":
+                apart = max(apart, np.mean([a != b for a, b in zip(row[name], before[name], strict=True)]))
+            elif name == "value" or (name[0] == "w" and name[1:].isdigit()):
+                apart = max(apart, abs(row[name] - before[name]))
+    return float(apart)
 
 
 def is_clean(origin: Mapping) -> bool:

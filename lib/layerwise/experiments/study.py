@@ -16,7 +16,7 @@ from layerwise import models as by_name
 from layerwise.backbone.shapes import shape
 from layerwise.experiments.cases import TOGETHER, Case, Function, Runner, remote
 from layerwise.experiments.known import key, known
-from layerwise.experiments.ledger import Ledger, Result, is_clean
+from layerwise.experiments.ledger import Ledger, Result, apart, is_clean
 from layerwise.provenance import provenance
 from layerwise.quantization import quantizer
 from layerwise.text import corpora
@@ -181,7 +181,7 @@ class Study:
                 if isinstance(new, Exception):
                     raise new
                 about = {"table": table, "model": model, **case.labels}
-                rows.append(about | {"apart": _apart(new, self.ledger.find(name))})
+                rows.append(about | {"apart": apart(new, self.ledger.find(name))})
         checked = pd.DataFrame(rows, columns=None if rows else ["table", "model", "apart"])
         if len(wrong := checked[~(checked["apart"] <= tolerance)]):
             raise AssertionError(f"committed results are not what is computed now:\n{wrong.to_string(index=False)}")
@@ -290,15 +290,3 @@ def _loaded(models):
 
 def _called(function) -> str:
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _apart(new: list[dict], known: Result) -> float:
-    """The largest difference of what was measured by window, block or item."""
-    apart = 0.0
-    for row, before in zip(new, known.rows, strict=True):
-        for name in before:
-            if name == "right":
-                apart = max(apart, np.mean([a != b for a, b in zip(row[name], before[name], strict=True)]))
-            elif name == "value" or (name[0] == "w" and name[1:].isdigit()):
-                apart = max(apart, abs(row[name] - before[name]))
-    return float(apart)

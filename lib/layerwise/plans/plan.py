@@ -195,11 +195,8 @@ class Plan:
             return [(matrix.rows, matrix.columns) for matrix in shape.matrices[i]]
         at = sum(layer.keep for layer in self.layers[:i])
         reads, writes = self.stream[at : at + 2]
-        widths: dict[str | None, tuple[int | None, int | None]] = {
-            "read": (None, reads),
-            "written": (reads, None),
-            "written at the end": (writes, None),
-        }
+        widths: dict[str | None, tuple[int | None, int | None]]
+        widths = {"read": (None, reads), "written": (reads, None), "written at the end": (writes, None)}
         sizes = [(widths.get(matrix.stream, (None, None)), matrix) for matrix in shape.matrices[i]]
         return [(rows or matrix.rows, columns or matrix.columns) for (rows, columns), matrix in sizes]
 
