@@ -46,10 +46,10 @@ test-latest: ## run the tests with the newest versions that pyproject.toml allow
 	.venv-latest/bin/python -m pip freeze
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv-latest/bin/python -m pytest -n $(JOBS) -k "not gptq"
 
-# Installs this clone's last commit, as Colab installs GitHub's.
 test-extend: $(STAMP) ## extend every chapter as a reader would, by a score and a quantizer
 	OMP_NUM_THREADS=1 $(BIN)/python tests/extend.py
 
+# Installs this clone's last commit, as Colab installs GitHub's.
 test-colab: $(STAMP) ## run every notebook, at its smallest, in a clean environment as on Colab
 	$(BIN)/python tests/colab.py
 

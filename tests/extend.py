@@ -3,11 +3,12 @@
 
 In each, an extension is put behind the cells with the tag `extension`, as a reader would edit them, and the chapter is
 run at its smallest: the quick profile on the smallest embedded model, on short windows that no committed result has.
-It is run once more with another body of the functions that the score and the quantizer call, and once with another
-docstring. What must hold: results are computed for both the first and the second time, others the second time, and none
-the third time.
+It is run once more with another body of the function that the score calls, once with another body of the one that the
+quantizer calls, and once with another docstring of both. What must hold: results are computed the first time, some anew
+after each edit of a body, and none after that of a docstring.
 """
 
+import re
 import sys
 import tempfile
 import time
@@ -24,7 +25,7 @@ PARAMETERS = {"PROFILE": "quick", "MODELS": "embedded/6L", "LENGTH": 32}
 SCORE = '''
 def extension_helper(importance):
     """DOCSTRING"""
-    return FACTOR * importance
+    return SCORE_FACTOR * importance
 
 
 def extension_score(model, tokens):
@@ -40,7 +41,7 @@ from layerwise.quantization import RTN
 
 def extension_scale(weights):
     """DOCSTRING"""
-    return (1 + 0.1 * FACTOR) * weights
+    return (1 + 0.1 * QUANTIZER_FACTOR) * weights
 
 
 class ExtensionQuantizer(RTN):
@@ -57,25 +58,27 @@ def can_be_extended(name: str) -> bool:
     return any(TAG in cell.metadata.get("tags", []) for cell in cells)
 
 
-def extended(name: str, factor: int, docstring: str):
-    """The notebook with an extension behind its cells for them."""
-    notebook, added = read_notebook(source(ROOT, name)), 0
-    for i in reversed(range(len(notebook.cells))):
-        cell = notebook.cells[i]
+def extended(name: str, factors: dict[str, int], docstring: str):
+    """The notebook with an extension behind each of its cells for them."""
+    notebook = read_notebook(source(ROOT, name))
+    for cell in notebook.cells:
         if TAG in cell.metadata.get("tags", []):
-            for variable, code in {"SCORES": SCORE, "QUANTIZERS": QUANTIZER}.items():
-                if f"{variable} = " in cell.source:
-                    code = code.replace("FACTOR", str(factor)).replace("DOCSTRING", docstring)
-                    cell.source += f"\n\n{code}"
-                    added += 1
-    assert added, f"{name} has no cell with the tag {TAG} that says what SCORES or QUANTIZERS are"
+            for variable, code in added(cell.source).items():
+                code = code.replace(f"{variable[:-1]}_FACTOR", str(factors[variable])).replace("DOCSTRING", docstring)
+                cell.source += f"\n\n{code}"
     return notebook
 
 
-def results(name: str, folder: Path, factor: int, docstring: str) -> set[str]:
+def added(cell: str) -> dict[str, str]:
+    """What a cell that says what SCORES or QUANTIZERS are gets behind it."""
+    every = {"SCORES": SCORE, "QUANTIZERS": QUANTIZER}
+    return {variable: code for variable, code in every.items() if re.search(rf"^{variable} = ", cell, re.MULTILINE)}
+
+
+def results(name: str, folder: Path, factors: dict[str, int], docstring: str) -> set[str]:
     """The results that are there when the chapter was run."""
     papermill.execute_notebook(
-        extended(name, factor, docstring),
+        extended(name, factors, docstring),
         str(folder / "executed.ipynb"),
         parameters=PARAMETERS,
         kernel_name="python3",
@@ -91,15 +94,28 @@ def check(name: str) -> None:
         folder = Path(folder)
         (folder / "_build").mkdir()
         (folder / "results").symlink_to(ROOT / "results")
-        first = results(name, folder, 1, "A sentence.")
-        second = results(name, folder, -1, "A sentence.")
-        third = results(name, folder, -1, "Another sentence.")
-    assert first, f"{name}: nothing was computed"
-    assert second > first, f"{name}: another body of a function gave no other results"
-    assert len(second) < 2 * len(first), f"{name}: more was computed anew than what the functions decide"
-    assert third == second, f"{name}: another docstring had {len(third) - len(second)} results computed anew"
-    told = f"{len(first)} results, {len(second) - len(first)} anew after an edit, none after one of a docstring"
+        factors = {"SCORES": 1, "QUANTIZERS": 1}
+        first = before = results(name, folder, factors, "A sentence.")
+        assert first, f"{name}: nothing was computed"
+        for variable in variables(name):
+            factors[variable] = -1
+            after = results(name, folder, factors, "A sentence.")
+            assert after > before, f"{name}: an edit of what one of {variable} calls gave no other results"
+            before = after
+        again = results(name, folder, factors, "Another sentence.")
+    anew = len(before) - len(first)
+    assert anew <= len(first), f"{name}: more was computed anew than what the functions decide"
+    assert again == before, f"{name}: another docstring had {len(again) - len(before)} results computed anew"
+    told = f"{len(first)} results, {anew} anew after edits, none after one of a docstring"
     print(f"{name}: {told}, {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def variables(name: str) -> list[str]:
+    """What a chapter lets a reader extend."""
+    cells = read_notebook(source(ROOT, name)).cells
+    found = [variable for cell in cells if TAG in cell.metadata.get("tags", []) for variable in added(cell.source)]
+    assert found, f"{name} has no cell with the tag {TAG} that says what SCORES or QUANTIZERS are"
+    return found
 
 
 def main() -> None:

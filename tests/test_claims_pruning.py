@@ -204,8 +204,8 @@ def test_estimates_in_a_clause():
     rows = pd.DataFrame(
         {"model": ["6L", "12L", "24L"], "value": [1.2, np.nan, -2], "low": [1.1, 0, np.nan], "high": 1.3}
     )
-    assert claims.estimates(rows, "nats") == "+1.20 nats (95 %: +1.10 to +1.30) on 6L, −2.00 nats on 24L"
-    assert claims.estimates(rows.head(0), "nats") == "not measured"
+    assert claims.by_model(rows, "nats") == "+1.20 nats (95 %: +1.10 to +1.30) on 6L, −2.00 nats on 24L"
+    assert claims.by_model(rows.head(0), "nats") == "not measured"
 
 
 def test_random_orders_that_do_better_are_counted():

@@ -150,6 +150,12 @@ def cached(x): return x
 @doubled
 def decorated(x): return x
 
+def powered(f, n):
+    @functools.wraps(f)
+    def wrapper(*args):
+        return f(*args) ** n
+    return wrapper
+
 def closing(n):
     def inner(x): return x + n
     return inner
@@ -164,6 +170,8 @@ def itself(n): return itself(n - 1) if n else 0
     assert known(one.cached) == known(module(text).cached)
     assert known(one.decorated) != known(module(text.replace("2 * f", "3 * f")).decorated)
     assert known(one.closing(1)) != known(one.closing(2))
+    powers = [known(one.powered(lw.scores.lim, n)) for n in (2, 3)]
+    assert powers[0] != powers[1] and known(lw.scores.lim) not in powers
     assert known(one.closing(1)) == known(module(text).closing(1))
     assert known(one.Holder(1).score) != known(one.Holder(2).score)
     assert known(functools.partial(one.cached, 1)) != known(functools.partial(one.cached, 2))

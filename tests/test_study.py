@@ -231,6 +231,17 @@ def test_answers_one_row_a_task(study):
     assert long["correct"][:6].tolist() == expected.tolist()
 
 
+def test_one_plan_on_two_calibration_texts_is_two_models(study):
+    one = study()
+    plan = lw.plans.constant_slices(one.shapes["6L"], 0.5)
+    cases = [one.case("6L", plan, draw=draw, n=2) for draw in (0, 1)]
+    rows = one.answers("answers", cases, ["world_uses"], 12)
+    for draw, right in zip(rows["draw"], rows["right"], strict=True):
+        small = lw.compress(one.models["6L"], plan, tokens=one.text("6L", n=2, seed=draw))
+        expected = lw.answers(small, one.tokenizers["6L"], ["world_uses"], 12)["correct"]
+        assert [each == "+" for each in right] == expected.astype(bool).tolist()
+
+
 def test_accuracy_is_against_the_dense_model_on_the_same_items():
     own = [("two bits", "a", "+--+"), ("two bits", "b", "--"), ("dense", "b", "+-"), ("dense", "a", "++-+")]
     rows = pd.DataFrame(own, columns=["family", "task", "right"]).assign(model="6L", draw=0, key="k", seconds=1.0)

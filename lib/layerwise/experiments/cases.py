@@ -22,6 +22,7 @@ from layerwise.evaluation import tasks
 from layerwise.experiments.assembly import Assembly
 from layerwise.experiments.known import known
 from layerwise.plans import Plan
+from layerwise.provenance import provenance
 from layerwise.scores import Measured
 
 # Plans that an assembly compares before they are kept: the dense model is run once more for each so many.
@@ -134,7 +135,7 @@ class Runner:
         """What items of a case's `task` are answered: a row per case, in `right` a + or a - for each item."""
         for by_block, group in _groups(cases):
             assembly = None
-            for _, same in groupby(group, key=lambda case: id(case.plan)):  # of one plan, one task after the other
+            for _, same in groupby(group, key=_compressed_alike):  # of one model, one task after the other
                 same = list(same)
                 try:
                     if by_block:
@@ -207,6 +208,10 @@ class Runner:
         return self._bases[1]
 
 
+def _compressed_alike(case: Case) -> tuple:
+    return id(case.plan), id(case.quantizer), id(case.calibration), case.shared
+
+
 def _groups(cases: Iterable[Case]) -> Iterator[tuple[bool, list[Case]]]:
     """Cases by quantizer where an assembly does them, and whether that is so."""
 
@@ -244,9 +249,17 @@ def _loaded(path: str) -> tuple:
     return models.load(path)
 
 
-def remote(path: str, test: torch.Tensor, how: str, cases: list, settings: Mapping) -> list[Outcome]:
-    """What a worker of an executor does: load the model, which it keeps, and run cases by a method of `Runner`."""
-    return list(getattr(Runner(*_loaded(path), test), how)(cases, **settings))
+def remote(path: str, test: torch.Tensor, how: str, cases: list, settings: Mapping) -> tuple[list[Outcome], dict]:
+    """What a worker of an executor does: load the model, which it keeps, and run cases by a method of `Runner`; returns
+    the outcomes and where they come from."""
+    return list(getattr(Runner(*_loaded(path), test), how)(cases, **settings)), provenance()
+
+
+def filled(row: Mapping, case: Case, shape) -> dict:
+    """A row of quality with what follows from the plan and from its windows, where an older table lacks it."""
+    windows = [value for name, value in row.items() if name[0] == "w" and name[1:].isdigit()]
+    names = ["loss", "loss_low", "loss_high"]
+    return case.sizes(shape) | dict(zip(names, stats.mean(windows), strict=True)) | dict(row)
 
 
 def window_rows(rows: pd.DataFrame, value: str = "loss") -> pd.DataFrame:

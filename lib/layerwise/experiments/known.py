@@ -81,8 +81,11 @@ def _known(value, within: tuple) -> Plain:
         return {"partial": _known([value.func, value.args, value.keywords], inside)}
     if isinstance(value, types.MethodType):
         return {"method": _known([value.__self__, value.__func__], inside)}
-    if callable(value) and hasattr(value, "__wrapped__"):  # under a decorator such as functools.cache
-        return _known(inspect.unwrap(value), inside)
+    if callable(value) and hasattr(value, "__wrapped__"):
+        code = getattr(value, "__code__", None)
+        if code and not _is_installed(code.co_filename):  # of a decorator of the reader's, which brings what it wraps
+            return _function(value, inside)
+        return _known(value.__wrapped__, inside)  # such as functools.cache
     if isinstance(value, type) or inspect.isroutine(value):
         if _is_of_a_package(value):
             return {"name": _public_name(value)}
@@ -261,7 +264,11 @@ def _is_of_a_package(value) -> bool:
     if module.__name__ == "__main__":
         return False
     file = getattr(module, "__file__", None)
-    return file is None or any(Path(file).resolve().is_relative_to(folder) for folder in _installed_in())
+    return file is None or _is_installed(file)
+
+
+def _is_installed(file: str) -> bool:
+    return any(Path(file).resolve().is_relative_to(folder) for folder in _installed_in())
 
 
 def _public_name(value) -> str:

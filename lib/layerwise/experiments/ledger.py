@@ -53,7 +53,9 @@ class Ledger:
             if called.setdefault(name, of) == of:
                 row = {column: value for column, value in zip(measured, values, strict=True) if not pd.isna(value)}
                 found.setdefault(name, Result([], told["runs"][run], committed=True)).rows.append(row)
-        self.committed |= found
+        for name, result in found.items():
+            if name not in self.committed or self.committed[name].origin.get("carried"):
+                self.committed[name] = result  # one that was made by this code comes before one that was carried over
 
     def find(self, key: str) -> Result | None:
         """The result of that key, or None. Committed ones come first; a damaged file of one's own counts as none."""

@@ -100,7 +100,7 @@ def digest(*functions: Callable) -> str:
 def load_rows(path) -> pd.DataFrame:
     """Read what `save_rows` wrote; an empty field is a missing value, and `rows.attrs["provenance"]` says whence."""
     path = Path(path)
-    rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    rows = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"key": str, "run": str})
     sidecar = path.with_suffix(".json")
     if sidecar.exists():
         rows.attrs["provenance"] = json.loads(sidecar.read_text())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, as_completed
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ from tqdm.auto import tqdm
 
 from layerwise import models as by_name
 from layerwise.backbone.shapes import shape
-from layerwise.experiments.cases import TOGETHER, Case, Function, Runner, remote
+from layerwise.experiments.cases import TOGETHER, Case, Function, Runner, filled, remote
 from layerwise.experiments.known import key, known
 from layerwise.experiments.ledger import Ledger, Result, apart, is_clean
 from layerwise.provenance import provenance
@@ -162,6 +164,8 @@ class Study:
         for case in cases:
             for task in tasks:
                 measure = {"measure": "answers", "task": task, "items": items}
+                if data is not None:
+                    measure["data"] = hashlib.sha256((Path(data) / f"{task}.jsonl").read_bytes()).hexdigest()
                 of_task = replace(case, labels={**case.labels, "task": task})
                 asked.append((of_task, key(self._what(case) | measure)))
         return self._table(table, asked, quick, "answers", items=items, data=data)
@@ -215,7 +219,8 @@ class Study:
         if left := sum(result is None for name, result in results.items() if name not in wanted):
             print(f'{table}: {left} results of the full profile aren\'t there; PROFILE = "full" makes them')
         rows = [
-            {"model": case.model, **case.labels, "key": name} | row
+            {"model": case.model, **case.labels, "key": name}
+            | (filled(row, case, self.shapes[case.model]) if how == "quality" else row)
             for case, name in asked
             if results[name]
             for row in results[name].rows
@@ -269,7 +274,8 @@ class Study:
             for future in as_completed(futures):
                 part = futures[future]
                 try:
-                    outcomes = [outcome for _, outcome in future.result()]
+                    found, origin = future.result()
+                    outcomes = [outcome for _, outcome in found]
                 except Exception as error:  # the worker is gone, or never understood what was asked
                     outcomes = [error] * len(part)
                 for case, outcome in zip(part, outcomes, strict=True):
