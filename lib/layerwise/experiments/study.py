@@ -215,7 +215,7 @@ class Study:
         if left := sum(result is None for name, result in results.items() if name not in wanted):
             print(f'{table}: {left} results of the full profile aren\'t there; PROFILE = "full" makes them')
         rows = [
-            {"model": case.model, **case.labels, "key": name} | row
+            {"model": case.model, **case.labels, "key": name} | self._sized(case, row)
             for case, name in asked
             if results[name]
             for row in results[name].rows
@@ -225,6 +225,12 @@ class Study:
             labels = list(dict.fromkeys(label for case, _ in asked for label in case.labels))
             self.ledger.commit(self.chapter, table, found, labels, {n: r for n, r in results.items() if r})
         return found
+
+    def _sized(self, case, row: dict) -> dict:
+        """A row with the sizes of its plan, which tables that were carried over may lack: they need no run."""
+        if isinstance(case, Function) or "bytes" in row:
+            return row
+        return case.sizes(self.shapes[case.model]) | row
 
     def _known_result(self, name):
         found = self.ledger.find(name)
