@@ -258,6 +258,16 @@ def test_a_score_that_takes_long_waits_for_the_full_profile(study, monkeypatch):
     assert np.array_equal(study().score("6L", lw.scores.lim, n=4, quick=False), made) and len(ran) == 1
 
 
+def test_sizes_that_a_table_lacks_are_those_of_the_plan(study, tmp_path):
+    full = study(full=True)
+    rows = full.quality("orders", bits(full, np.arange(6)))
+    path = tmp_path / "results" / "bits" / "orders.csv"
+    pd.read_csv(path).drop(columns=["bytes", "effective_bits"]).to_csv(path, index=False)
+    shown = study(rows=tmp_path / "elsewhere")
+    found = shown.quality("orders", bits(shown, np.arange(6)))
+    assert found["bytes"].tolist() == rows["bytes"].tolist() and found["effective_bits"].notna().all()
+
+
 def test_an_executor_gives_the_same(study, tmp_path):
     here = study()
     expected = here.quality("orders", bits(here, np.arange(6)))

@@ -250,16 +250,17 @@ def _loaded(path: str) -> tuple:
 
 
 def remote(path: str, test: torch.Tensor, how: str, cases: list, settings: Mapping) -> tuple[list[Outcome], dict]:
-    """What a worker of an executor does: load the model, which it keeps, and run cases by a method of `Runner`; returns
-    the outcomes and where they come from."""
+    """What a worker of an executor does: outcomes of cases by a method of `Runner`, and where they come from."""
     return list(getattr(Runner(*_loaded(path), test), how)(cases, **settings)), provenance()
 
 
-def filled(row: Mapping, case: Case, shape) -> dict:
-    """A row of quality with what follows from the plan and from its windows, where an older table lacks it."""
+def filled(row: Mapping, case: Case | Function, shape) -> dict:
+    """A row with what follows from its plan and its windows, which tables that were carried over may lack."""
+    if isinstance(case, Function):
+        return dict(row)
     windows = [value for name, value in row.items() if name[0] == "w" and name[1:].isdigit()]
-    names = ["loss", "loss_low", "loss_high"]
-    return case.sizes(shape) | dict(zip(names, stats.mean(windows), strict=True)) | dict(row)
+    losses = zip(["loss", "loss_low", "loss_high"], stats.mean(windows), strict=True) if windows else ()
+    return case.sizes(shape) | dict(losses) | dict(row)
 
 
 def window_rows(rows: pd.DataFrame, value: str = "loss") -> pd.DataFrame:

@@ -219,8 +219,7 @@ class Study:
         if left := sum(result is None for name, result in results.items() if name not in wanted):
             print(f'{table}: {left} results of the full profile aren\'t there; PROFILE = "full" makes them')
         rows = [
-            {"model": case.model, **case.labels, "key": name}
-            | (filled(row, case, self.shapes[case.model]) if how == "quality" else row)
+            {"model": case.model, **case.labels, "key": name} | filled(row, case, self.shapes[case.model])
             for case, name in asked
             if results[name]
             for row in results[name].rows
