@@ -328,5 +328,5 @@ def test_a_quantizer_of_ones_own_gets_the_outliers_of_the_plan(tmp_path):
 def test_only_a_quantizer_that_counts_outliers_predicts_their_size():
     shape, plan = lw.shape(tiny()), planned(2, 2, 2, outliers=(0.1, None, None))
     for stored in (None, lw.quantization.RTN().stored):
-        with pytest.raises(ValueError, match="the plan keeps outliers: give the `stored` of their quantizer"):
+        with pytest.raises(ValueError, match="the plan keeps outliers: give `stored` of their quantizer"):
             plan.predicted_bytes(shape, stored)

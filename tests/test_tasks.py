@@ -201,7 +201,7 @@ def test_items_of_a_folder_are_asked_as_lm_eval_asks_those_of_the_hub(letters, t
 def test_logits_are_made_where_answers_are_read_and_likelihoods_stay_the_same_in_every_digit(
     letters, tmp_path, monkeypatch
 ):
-    from layerwise import harness, tasks
+    from layerwise.evaluation import harness, tasks
     from lm_eval.models.huggingface import HFLM
 
     put(tmp_path, "arc_easy", "winogrande", "mmlu")

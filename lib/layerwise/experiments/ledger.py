@@ -114,16 +114,20 @@ def add_table(path, source) -> list[str]:
     return models
 
 
-def apart(new: list[dict], known: Result) -> float:
-    """The largest difference of what was measured by window, block or item."""
-    apart = 0.0
+def apart(new: list[dict], known: Result, by_mean: bool = False) -> float:
+    """The largest difference of what was measured by window, block or item; of windows that of their mean if `by_mean`.
+
+    The share of items that are answered otherwise counts as one.
+    """
+    found = [0.0]
     for row, before in zip(new, known.rows, strict=True):
-        for name in before:
-            if name == "right":
-                apart = max(apart, np.mean([a != b for a, b in zip(row[name], before[name], strict=True)]))
-            elif name == "value" or (name[0] == "w" and name[1:].isdigit()):
-                apart = max(apart, abs(row[name] - before[name]))
-    return float(apart)
+        windows = [row[name] - before[name] for name in before if name[0] == "w" and name[1:].isdigit()]
+        found += [abs(np.mean(windows))] if windows and by_mean else np.abs(windows).tolist()
+        if "value" in before:
+            found.append(abs(row["value"] - before["value"]))
+        if "right" in before:
+            found.append(np.mean([a != b for a, b in zip(row["right"], before["right"], strict=True)]))
+    return float(max(found))
 
 
 def is_clean(origin: Mapping) -> bool:

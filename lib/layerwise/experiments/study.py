@@ -170,12 +170,14 @@ class Study:
                 asked.append((of_task, key(self._what(case) | measure)))
         return self._table(table, asked, quick, "answers", items=items, data=data)
 
-    def recheck(self, count: int = 1, tolerance: float = 1e-3, chosen=lambda labels: True) -> pd.DataFrame:
+    def recheck(
+        self, count: int = 1, tolerance: float = 1e-3, chosen=lambda labels: True, by_mean: bool = False
+    ) -> pd.DataFrame:
         """Run a sample of the committed results again: `count` for each table and model, with how far they are apart.
 
         The sample is the same at every build, and of those for which `chosen(labels)`, with the model among the labels.
         Raises AssertionError where one differs by more than `tolerance`, in nats or whatever its unit is, in any window
-        or block.
+        or block, or `by_mean` over windows, for techniques that repeat themselves on average only.
         """
         rows = []
         for (table, model), (found, how, settings) in self._found.items():
@@ -185,7 +187,7 @@ class Study:
                 if isinstance(new, Exception):
                     raise new
                 about = {"table": table, "model": model, **case.labels}
-                rows.append(about | {"apart": apart(new, self.ledger.find(name))})
+                rows.append(about | {"apart": apart(new, self.ledger.find(name), by_mean)})
         checked = pd.DataFrame(rows, columns=None if rows else ["table", "model", "apart"])
         if len(wrong := checked[~(checked["apart"] <= tolerance)]):
             raise AssertionError(f"committed results are not what is computed now:\n{wrong.to_string(index=False)}")
