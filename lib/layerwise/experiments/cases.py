@@ -259,8 +259,9 @@ def filled(row: Mapping, case: Case | Function, shape) -> dict:
     if isinstance(case, Function):
         return dict(row)
     windows = [value for name, value in row.items() if name[0] == "w" and name[1:].isdigit()]
-    losses = zip(["loss", "loss_low", "loss_high"], stats.mean(windows), strict=True) if windows else ()
-    return case.sizes(shape) | dict(losses) | dict(row)
+    lacks_loss = windows and "loss" not in row
+    losses = zip(["loss", "loss_low", "loss_high"], stats.mean(windows), strict=True) if lacks_loss else ()
+    return (case.sizes(shape) if "bytes" not in row else {}) | dict(losses) | dict(row)
 
 
 def window_rows(rows: pd.DataFrame, value: str = "loss") -> pd.DataFrame:
