@@ -123,9 +123,9 @@ class Study:
             found = self.values(
                 "scores", named, [model], "calibration", n, seed, corpus, quick=lambda labels: quick, **about
             )
-            if found.empty and not (quick or self.full):
-                return None
             if found.empty:
+                if not (quick or self.full):
+                    return None
                 raise ValueError(f"{_called(function)} gave nothing on {model}: the warning above says why")
             self._scores[of] = found.sort_values("block")["value"].to_numpy()
         return self._scores[of]
@@ -138,9 +138,8 @@ class Study:
         Where the draw is one of something else, such as a random order, `seed` is that of the calibration text.
         """
         case = Case(model, {"draw": draw} | labels, plan, None if by is None else quantizer(by), shared=shared)
-        if not case.reads_text:
-            return case
-        return replace(case, calibration=self.text(model, "calibration", n, draw if seed is None else seed, corpus))
+        text = self.text(model, "calibration", n, draw if seed is None else seed, corpus) if case.reads_text else None
+        return replace(case, calibration=text)
 
     def quality(self, table: str, cases: Iterable[Case], quick: Callable[[Mapping], bool] = lambda labels: True):
         """Every case against the dense model on the test text: its labels, sizes, loss, KL, and w0, w1, ... by window.
@@ -218,15 +217,17 @@ class Study:
         for model in self.models:
             there = [(case, name) for case, name in asked if case.model == model and name in self.ledger.committed]
             self._found.setdefault((table, model), ([], how, settings))[0].extend(there)
-        if left := sum(result is None for name, result in results.items() if name not in wanted):
+        # What isn't wanted is shown where it is committed only: a sweep would have the few plans that others share.
+        committed = self.ledger.committed
+        shown = [(case, name) for case, name in asked if self.full or quick(case.labels) or name in committed]
+        if left := len(asked) - len(shown):
             print(f'{table}: {left} results of the full profile aren\'t there; PROFILE = "full" makes them')
-        rows = [
+        found = pd.DataFrame(
             {"model": case.model, **case.labels, "key": name} | filled(row, case, self.shapes[case.model])
-            for case, name in asked
+            for case, name in shown
             if results[name]
             for row in results[name].rows
-        ]
-        found = pd.DataFrame(rows)
+        )
         if self.full and len(found):
             labels = list(dict.fromkeys(label for case, _ in asked for label in case.labels))
             self.ledger.commit(self.chapter, table, found, labels, {n: r for n, r in results.items() if r})
