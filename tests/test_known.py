@@ -178,6 +178,11 @@ def itself(n): return itself(n - 1) if n else 0
     assert known(one.itself) == known(module(text).itself)
 
 
+def test_functions_that_a_package_makes_are_told_apart():
+    kinds = [lw.damage._maker(lambda block, n=n: n, None) for n in (1, 2)]  # closures of this library
+    assert known(kinds[0]) != known(kinds[1])
+
+
 def test_arrays_tensors_and_plans_by_what_is_in_them():
     shape_like = lw.Plan((lw.Layer(bits=4), lw.Layer(bits=2)), 8)
     assert known(torch.arange(6)) == known(torch.arange(6)) != known(torch.arange(6).reshape(2, 3))

@@ -87,7 +87,7 @@ def _known(value, within: tuple) -> Plain:
             return _function(value, inside)
         return _known(value.__wrapped__, inside)  # such as functools.cache
     if isinstance(value, type) or inspect.isroutine(value):
-        if _is_of_a_package(value):
+        if _is_of_a_package(value) and "<locals>" not in value.__qualname__:  # those differ in what they close over
             return {"name": _public_name(value)}
         return _class(value, inside) if isinstance(value, type) else _function(value, inside)
     return _object(value, inside)
