@@ -17,16 +17,17 @@ CELLS = [(0.2, 0.0), (0.2, 0.1), (0.3, 0.0), (0.3, 0.1), (0.3, 0.2)]
 BEST = (0.3, 0.1)
 
 
-def tidy(values, cells=CELLS, model="embedded/6L", unit="window"):
+def tidy(values, cells=CELLS, model="embedded/6L", unit="window", constant=0.1):
     """Rows of `values` `[cells, draws, units]`."""
     values = np.asarray(values)
     places = np.indices(values.shape).reshape(3, -1)
     mean, base = np.array(cells)[places[0]].T
     columns = {"mean": mean, "base": base, "draw": places[1], unit: places[2], "difference": values.ravel()}
+    columns["loss"] = columns["difference"] + constant  # of the constant slices, nats above the dense model
     return pd.DataFrame({"model": model, **columns})
 
 
-def noise(rng, draw=0.004, window=0.03, rest=0.01, draws=4, windows=40, cells=5):
+def noise(rng, draw=0.004, window=0.03, rest=0.01, draws=5, windows=40, cells=5):
     """Differences without any effect `[cells, draws, windows]`, with standard deviations in nats.
 
     Draws and windows move the settings of a grid half together and half each on its own.
@@ -91,7 +92,7 @@ def test_s2_holds_where_perplexity_falls_by_as_much(rng):
     verdict = lw.claims.s2(tidy(shifted(noise(rng), math.log(0.92))))
     assert verdict.verdict == "holds" and verdict.claim == "S2" and verdict.unit == "%"
     assert verdict.low < -8 < verdict.high < 0
-    assert "SP 30 %, SB 10 %, in 8 of 8 choices" in verdict.reason  # 4 draws, 2 halves of the windows
+    assert "SP 30 %, SB 10 %, in 10 of 10 choices" in verdict.reason  # 4 draws, 2 halves of the windows
     assert "of 5 settings, 1 are better and 0 worse at 95 %, 1 and 0 after Holm's correction" in verdict.reason
 
 
@@ -173,6 +174,24 @@ def test_s1_weighs_budgets_alike_however_many_bases_they_have(rng):
     assert lw.claims.s1(tidy(values)).effect == pytest.approx(100 * math.expm1(np.mean(by_budget)))
 
 
+@pytest.mark.parametrize("claim", [claims.s1, claims.s2])
+def test_budgets_that_wreck_both_models_do_not_count(rng, claim):
+    values = noise(rng)
+    rows = tidy(values)
+    rows["loss"] += 0.7 * (rows["mean"] == 0.2)  # constant slices there have 2.2 times the dense perplexity
+    found = claim(rows)
+    assert f"{found.effect:.6f}" == f"{claim(tidy(values[2:], cells=CELLS[2:])).effect:.6f}"
+    assert "2 settings at which constant slices more than double perplexity left out" in found.reason
+    nothing = claim(tidy(values, constant=0.7))
+    assert nothing.verdict == "can't tell" and "At every mean" in nothing.reason and "nan" not in str(nothing)
+
+
+def test_s1_needs_five_draws_of_calibration_text_and_ten_on_tasks(rng):
+    for claim, rows in ((claims.s1, tidy(noise(rng, draws=4))), (claims.s1_tasks, by_item(rng, 0.2, draws=9))):
+        found = claim(rows)
+        assert found.verdict == "can't tell" and "not decided here, by" in found.reason and np.isfinite(found.low)
+
+
 def test_s1_is_not_called_true_at_its_margin():
     rng = np.random.default_rng(3)
     runs = 80
@@ -184,7 +203,7 @@ def test_s1_is_not_called_true_at_its_margin():
 def test_constant_slices_against_themselves_do_not_count(rng):
     values = noise(rng)
     own = [(0.2, 0.2), (0.3, 0.1 + 0.2)]  # the last differs from its mean in the last bit
-    with_own = tidy(np.concatenate([values, np.zeros((2, 4, 40))]), cells=CELLS + own)
+    with_own = tidy(np.concatenate([values, np.zeros((2, 5, 40))]), cells=CELLS + own)
     for claim in (lw.claims.s1, lw.claims.s2):
         assert str(claim(with_own)) == str(claim(tidy(values)))
 
@@ -192,7 +211,7 @@ def test_constant_slices_against_themselves_do_not_count(rng):
 # S1 on tasks.
 
 
-def by_item(rng, gain, items=400, draws=3):
+def by_item(rng, gain, items=400, draws=10):
     """Items of two tasks of which a tenth turns right or wrong, and a share `gain` turns right in the best cell."""
     turns = rng.choice([-1, 0, 0, 0, 0, 0, 0, 0, 0, 1], size=(len(CELLS), draws, items))
     lifted = shifted(np.zeros(turns.shape), 1) * (rng.uniform(size=turns.shape) < gain)
@@ -215,7 +234,7 @@ def test_s1_on_tasks_does_not_hold_where_less_is_gained(rng, gain):
 
 
 def test_s1_on_tasks_cannot_tell_from_few_items(rng):
-    assert lw.claims.s1_tasks(by_item(rng, gain=0.05, items=40)).verdict == "can't tell"
+    assert lw.claims.s1_tasks(by_item(rng, gain=0.05, items=12)).verdict == "can't tell"
 
 
 # Each setting on its own.
@@ -242,7 +261,7 @@ def test_findings_among_settings_without_effect_are_rare():
 
 
 def test_what_is_found_is_counted_before_and_after_the_correction(rng):
-    values = noise(rng, draw=0.001, window=0.02, rest=0.001)
+    values = noise(rng, draw=0.001, window=0.02, rest=0.001, draws=4)
     values -= values.mean(axis=(1, 2), keepdims=True)
     rows = tidy(values + np.array([0.2, -0.006, 0, 0, 0])[:, None, None])
     assert "1 are better and 1 worse at 95 %, 0 and 1 after Holm's correction" in lw.claims.s1(rows).reason
@@ -260,14 +279,14 @@ def test_a_single_draw_or_window_says_nothing(rng, claim, draws, units):
     assert "too few, 2 of each are needed" in verdict.reason and "nan" not in str(verdict)
 
 
-ROWS = tidy(noise(np.random.default_rng(0), windows=4))
+ROWS = tidy(noise(np.random.default_rng(0), windows=4, draws=4))
 
 
 @pytest.mark.parametrize("claim", ["s1", "s2", "settings"])
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (ROWS.drop(columns=["window", "base"]), "the rows lack base, window; needed are model, mean, base, draw"),
+        (ROWS.drop(columns=["window", "base"]), "the rows lack base"),
         (ROWS.drop(index=22), "mean 0.2, base 0.1, draw 1, window 2 has no finite difference"),
         (ROWS.assign(difference=np.inf), "mean 0.2, base 0.0, draw 0, window 0 has no finite difference"),
         (pd.concat([ROWS, ROWS[17:18]]), "mean 0.2, base 0.1, draw 0, window 1 is there more than once"),

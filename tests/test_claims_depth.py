@@ -39,7 +39,7 @@ def plans(model="6L", kind="bits", draw=0, spread=0.1, windows=16, leaves=0.5):
 
 def test_the_share_that_is_tolerated_is_where_quality_leaves_the_level():
     kinds = pd.concat([plans(), plans(kind="slicing", leaves=0.25).query("share < 0.6")])
-    both = claims.tolerated(pd.concat([kinds, plans("12L", windows=4, leaves=2)])).set_index(["model", "kind"])
+    both = claims.tolerated(pd.concat([kinds, plans("12L", windows=4, leaves=2)]), 0.9).set_index(["model", "kind"])
     assert list(both.loc[("6L", "bits"), ["blocks", "seed"]]) == [6, 0]
     assert both["value"].to_numpy() == pytest.approx([0.5, 0.25, 1], abs=0.01)  # the last one never leaves it
     assert list(both["censored"]) == [False, False, True]
@@ -48,8 +48,8 @@ def test_the_share_that_is_tolerated_is_where_quality_leaves_the_level():
 
 def test_of_draws_it_is_the_mean_and_what_was_not_measured_is_not_told():
     drawn = pd.concat([plans(draw=0, spread=0), plans(draw=1, spread=0, leaves=0.25)])
-    assert claims.tolerated(drawn)["value"].item() == pytest.approx(0.375, abs=0.01)
-    (short,) = claims.tolerated(plans(leaves=2).query("share < 0.6")).to_dict("records")
+    assert claims.tolerated(drawn, 0.9)["value"].item() == pytest.approx(0.375, abs=0.01)
+    (short,) = claims.tolerated(plans(leaves=2).query("share < 0.6"), 0.9).to_dict("records")
     assert short["value"] == 0.5 and short["censored"]
     (bad,) = claims.tolerated(plans().assign(w0=1.0, w1=1.0, w2=1.0)).to_dict("records")
     assert bad["value"] == 0 and bad["censored"]
@@ -60,11 +60,11 @@ def test_the_interval_covers_windows_and_draws():
     table = plans(spread=0.1, windows=400)
     slopes = table[[f"w{i}" for i in range(400)]].iloc[-1] / (-np.log(0.9) / 0.5)
     error = 0.5 * slopes.std(ddof=1) / 20
-    (found,) = claims.tolerated(table).to_dict("records")
+    (found,) = claims.tolerated(table, 0.9).to_dict("records")
     assert found["high"] - found["low"] == pytest.approx(2 * 1.966 * error, rel=0.15)
     shares = np.random.default_rng(0).uniform(0.2, 0.8, 20)
     drawn = pd.concat([plans(draw=i, spread=0, leaves=leaves) for i, leaves in enumerate(shares)])
-    (found,) = claims.tolerated(drawn).to_dict("records")
+    (found,) = claims.tolerated(drawn, 0.9).to_dict("records")
     assert found["high"] - found["low"] == pytest.approx(2 * 2.093 * shares.std(ddof=1) / np.sqrt(20), rel=0.2)
 
 
@@ -128,6 +128,16 @@ def test_the_interval_covers_text_that_all_models_of_a_depth_have_read():
     plain, wide = claims.q4(rows(5)), claims.q4(table)
     assert wide.high == pytest.approx(plain.high)
     assert (wide.effect - wide.low) ** 2 == pytest.approx((plain.effect - plain.low) ** 2 + 15**2)
+
+
+def test_a_share_hides_how_many_blocks_must_stay():
+    grows = rows(0, spread=0.5)  # four tenths of 6 and of 24: 3.6 blocks must stay, or 14.4
+    assert claims.q4(grows).verdict == "doesn't hold" and claims.q4_by_blocks(grows).verdict == "doesn't hold"
+    table = rows(0).assign(value=lambda t: 1 - (4 - np.log2(t["blocks"] / 12) + 0.1 * (np.arange(9) % 3)) / t["blocks"])
+    table = table.assign(low=table["value"] - 1e-3, high=table["value"] + 1e-3)
+    fewer = claims.q4_by_blocks(table)
+    assert fewer.verdict == "holds" and fewer.low < -1 < fewer.high < 0 and fewer.unit == "blocks"
+    assert "In this family" in fewer.statement and "6 blocks: 5.1" in fewer.reason
 
 
 def test_too_little_data_cannot_be_told():

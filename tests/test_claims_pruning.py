@@ -42,14 +42,19 @@ def test_bits_that_beat_all_pruning_are_found():
     assert "better than the best pruning of as many bytes at 3 and worse at 0" in verdict.reason
 
 
-def test_at_two_bits_the_claim_says_nothing():
-    verdict = claims.q3(rows((0.001, 0.01, 0.1, 5.0)))
-    assert verdict.verdict == "holds"
-    assert re.search("At 2 bits, which the claim excepts, .* −3.4. nats .* against slicing", verdict.reason)
-    assert "excepts" not in claims.q3(rows().query("bytes > 1")).reason
-    found = claims.at_equal_bytes(rows((0.001, 0.01, 0.1, 5.0)))
-    assert found["average_bits"].tolist() == [2, 3, 4, 8]
-    assert found["value"].iloc[0] == pytest.approx(1.6 - 5, abs=0.02) and found["rival"].iloc[0] == "slicing"
+def test_at_two_bits_the_claim_has_an_exception():
+    worse = rows((0.001, 0.01, 0.1, 5.0))
+    assert claims.q3(worse).verdict == "holds" and "At 2 bits" not in claims.q3(worse).reason
+    exception = claims.q3_exception(worse)
+    assert exception.verdict == "holds" and exception.effect == pytest.approx(1.6 - 5, abs=0.02) and exception.high < 0
+    assert re.search("At 2 bits the loss of slicing minus that of the bits is −3.4. nats", exception.reason)
+    assert claims.q3_exception(rows((0.001, 0.01, 0.1, 0.2))).verdict == "doesn't hold"
+    beyond = claims.q3_exception(rows().query("~pruning | (bytes < 1)"))
+    assert beyond.verdict == "can't tell" and "nothing pruned is as large" in beyond.reason
+    with pytest.raises(ValueError, match="no plan of uniform bits has at most 2 average bits"):
+        claims.q3_exception(rows().query("bytes > 1"))
+    found = claims.at_equal_bytes(worse)
+    assert found["average_bits"].tolist() == [2, 3, 4, 8] and found["rival"].iloc[0] == "slicing"
 
 
 def test_bits_that_lose_at_one_size_are_found():

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from layerwise import stats
+from scipy import stats as reference
 from scipy.stats import spearmanr, t
 
 
@@ -203,12 +204,54 @@ def test_a_bootstrap_of_one_unit_has_no_interval():
     assert np.isnan(stats.bootstrap_interval(0.5, np.full(10, 0.5), 1)[1:]).all()
 
 
-def test_a_rank_p_value_counts_the_permutations_that_agree_as_well():
+def test_rank_luck_counts_the_permutations_that_agree_as_well():
     # Of the 24 orders of 4 blocks the damage agrees best with one, and 1 + 3 reach a correlation of 0.8.
-    assert stats.rank_p_value([1, 2, 3, 4], [1, 10, 20, 90], times=40_000) == pytest.approx(1 / 24, abs=0.005)
-    assert stats.rank_p_value([1, 2, 4, 3], [1, 2, 3, 4], times=40_000) == pytest.approx(4 / 24, abs=0.008)
-    assert stats.rank_p_value([4, 3, 2, 1], [1, 2, 3, 4]) == 1 and 0 < stats.rank_p_value(range(20), range(20)) < 0.001
-    assert np.isnan(stats.rank_p_value([1, 1, 1], [1, 2, 3]))
+    assert stats.rank_luck([1, 2, 3, 4], [1, 10, 20, 90], times=40_000).p == pytest.approx(1 / 24, abs=0.005)
+    assert stats.rank_luck([1, 2, 4, 3], [1, 2, 3, 4], times=40_000).p == pytest.approx(4 / 24, abs=0.008)
+    assert stats.rank_luck([4, 3, 2, 1], [1, 2, 3, 4]).p == 1 and 0 < stats.rank_luck(range(20), range(20)).p < 0.001
+    with pytest.raises(ValueError, match="no order of its own"):
+        stats.rank_luck([1, 1, 1], [1, 2, 3])
+    with pytest.raises(ValueError, match="follows from what is given"):
+        stats.rank_luck([1, 2, 3, 5], [1, 2, 4, 3], given=[1, 2, 3, 4])
+
+
+def test_luck_is_told_with_its_exact_upper_limit():
+    assert stats.luck(0.5, [0.4, 0.5, 0.6]) == stats.Luck(2, 3) and stats.Luck(2, 3).p == 3 / 4
+    none = stats.luck(1, np.zeros(199))
+    assert none == (0, 199) and none.p == 1 / 200 and none.most == pytest.approx(1 - 0.05 ** (1 / 199))
+    assert reference.binom.cdf(7, 199, stats.Luck(7, 199).most) == pytest.approx(0.05)
+    assert stats.Luck(5, 5).most == 1
+
+
+def test_a_partial_correlation_is_that_of_what_depth_leaves():
+    rng = np.random.default_rng(0)
+    depth = np.arange(20)
+    x, y = (depth + 4 * rng.normal(size=20) for _ in "xy")
+    assert stats.rank_correlation(x, y).value > 0.5  # because both go with depth
+    found = stats.rank_correlation(x, y, given=depth)
+    ranks = np.array([reference.rankdata(v) for v in (x, y, depth)])
+    plain = np.corrcoef(ranks)
+    known = (plain[0, 1] - plain[0, 2] * plain[1, 2]) / np.sqrt((1 - plain[0, 2] ** 2) * (1 - plain[1, 2] ** 2))
+    assert found.value == pytest.approx(known) and found.low < found.value < found.high
+    assert np.isnan(stats.rank_correlation(depth, y, given=depth).value)
+    two = stats.rank_correlation(x, y, given=[depth, np.abs(depth - 9.5)])
+    design = np.column_stack([np.ones(20), ranks[2], reference.rankdata(np.abs(depth - 9.5))])
+    left = [r - design @ np.linalg.lstsq(design, r, rcond=None)[0] for r in ranks[:2]]
+    assert two.value == pytest.approx(np.corrcoef(left)[0, 1])
+    with pytest.raises(ValueError, match=r"given must be finite numbers \[20\] or \[k, 20\]"):
+        stats.rank_correlation(x, y, given=depth[1:])
+    with pytest.raises(ValueError, match="of 3 blocks beside 1 given says nothing: at least 4"):
+        stats.rank_correlation(x[:3], y[:3], given=depth[:3])
+
+
+def test_partial_luck_is_right_where_only_depth_agrees():
+    rng = np.random.default_rng(4)
+    depth = np.arange(16)
+    p = [
+        stats.rank_luck(depth + 4 * rng.normal(size=16), depth + 4 * rng.normal(size=16), depth, times=400).p
+        for _ in range(300)
+    ]
+    assert 0.02 < np.mean(np.array(p) < 0.05) < 0.09
 
 
 def test_the_interval_over_models_covers_models_and_the_text_that_they_share():

@@ -4,14 +4,24 @@ Every claim is a function from the tidy rows of one model to a `Verdict`. It run
 that decide stand in `verdict`, before any row is seen.
 """
 
-from layerwise.claims.depth import q4, tolerated
+from layerwise.claims.depth import q4, q4_by_blocks, tolerated
 from layerwise.claims.differences import against, changes, changes_by_model
 from layerwise.claims.dynamic import q2
-from layerwise.claims.equal_bytes import at_equal_bytes, best_that_fits, crossing, crossings, q3, random_ahead
-from layerwise.claims.quantization import gains, q1, q5, q6, share_within, shares
+from layerwise.claims.equal_bytes import (
+    at_equal_bytes,
+    best_that_fits,
+    crossing,
+    crossings,
+    q3,
+    q3_exception,
+    random_ahead,
+)
+from layerwise.claims.position import beyond_position, knowledge, slices_beyond_position, within_twice
+from layerwise.claims.quantization import q1, q1_at_random, q5, share_within, shares
 from layerwise.claims.slice_widths import against_constant, s1, s1_tasks, s2, settings
+from layerwise.claims.techniques import gains, q6
 from layerwise.claims.twins import beside_twins, twins_in_words
-from layerwise.claims.verdict import Verdict, by_model, effects, summary, table, told
+from layerwise.claims.verdict import Verdict, by_model, corrected, effects, on_family, summary, table, told
 
 __all__ = [
     "Verdict",
@@ -20,17 +30,24 @@ __all__ = [
     "at_equal_bytes",
     "beside_twins",
     "best_that_fits",
+    "beyond_position",
     "by_model",
     "changes",
     "changes_by_model",
+    "corrected",
     "crossing",
     "crossings",
     "effects",
     "gains",
+    "knowledge",
+    "on_family",
     "q1",
+    "q1_at_random",
     "q2",
     "q3",
+    "q3_exception",
     "q4",
+    "q4_by_blocks",
     "q5",
     "q6",
     "random_ahead",
@@ -40,9 +57,11 @@ __all__ = [
     "settings",
     "share_within",
     "shares",
+    "slices_beyond_position",
     "summary",
     "table",
     "told",
     "tolerated",
     "twins_in_words",
+    "within_twice",
 ]

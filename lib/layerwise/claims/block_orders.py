@@ -17,9 +17,17 @@ import numpy as np
 import pandas as pd
 
 from layerwise import stats
-from layerwise.stats import Estimate
+from layerwise.stats import Estimate, Luck
 
-RANDOM = ("random", "random, block 0 high")  # orders that are drawn; the second lowers block 0 last
+CLOSE = 0.975  # of the dense model's quality: what counts as close to the original
+RANDOM = ("random", "random, ends kept")  # orders that are drawn; the second lowers the last block and block 0 last
+RAMPS = (
+    "late first",
+    "late first, last block kept",
+    "early first",
+    "early first, block 0 kept",
+    "middle first",
+)  # orders of `plans.by_position`, which measure nothing
 SETTING = ["model", "quantizer", "group", "levels"]
 TWO_WIDTHS = re.compile(r"\d+→\d+")
 TIMES = 2000  # resamples of a bootstrap
@@ -170,13 +178,20 @@ def check_plans(rows: pd.DataFrame, keys: list[str], windows: list[str]) -> None
             raise ValueError(f"{', '.join(f'{name} {rows.loc[bad, name].iloc[0]}' for name in keys)} {what}")
 
 
-def luck(own: float, drawn: Sequence[float] | np.ndarray) -> float:
-    """Chance that an order without information does as well: one-sided p-value of `own` among `[draws]` random ones.
+def best_by_position(choice: pd.DataFrame) -> str:
+    """The order of `plans.by_position` that costs least over the sweep, on text that doesn't judge it.
 
-    Higher = better. If the order is as good as one more draw, it is below 5 % with a risk of 5 %, exactly, whatever
-    the distribution. Fewer than 19 draws never get there.
+    `choice` are rows as for `read_orders`, of one setting, measured on calibration text, with all of `RAMPS`. Raises
+    ValueError where one is missing, or as `read_orders` does.
     """
-    return (1 + int((np.asarray(drawn) >= own).sum())) / (1 + len(drawn))
+    if absent := [order for order in RAMPS if order not in set(choice["order"])]:
+        raise ValueError(
+            f"the rows that choose between score-free baselines lack {', '.join(absent)}: a score is compared with the "
+            "best of them, measured on calibration text"
+        )
+    sweep = read_orders(choice, list(RAMPS))
+    means = {order: float(sweep.area(order).mean()) for order in RAMPS}
+    return min(means, key=means.__getitem__)
 
 
 def untested(sweep: Sweep, order: str, level: float) -> str:
@@ -191,6 +206,32 @@ def untested(sweep: Sweep, order: str, level: float) -> str:
     if not low.low > limit:
         return f"with all blocks at the lower width quality is {_quality(low)}, not surely below {100 * level:g} %"
     return ""
+
+
+def against_random(rows: pd.DataFrame, order: str, rival: str, *others: str) -> Sweep:
+    """The sweep of an order that comes from a score, of a rival of `RANDOM`, and of others; errors as `read_orders`."""
+    if rival not in RANDOM or order in RANDOM:
+        raise ValueError(f"an order is compared with one of {', '.join(map(repr, RANDOM))}; {order!r} with {rival!r}?")
+    sweep = read_orders(rows, [order, rival, *others])
+    if (draws := len(sweep.loss[order])) > 1:
+        raise ValueError(f"{order} has {draws} draws: an order that comes from a score has one")
+    return sweep
+
+
+def saved(sweep: Sweep, order: str, rival: str) -> np.ndarray:
+    """Mean loss over the sweep by the rival minus that by the order: `[draws of the rival, windows]`."""
+    return sweep.area(rival) - sweep.area(order)
+
+
+def saving(sweep: Sweep, order: str, rival: str) -> tuple[Estimate, Luck]:
+    """What the order saves, and the luck: how many orders without information save as much."""
+    by_draw = [-sweep.area(name).mean(axis=1) for name in (order, rival)]
+    return stats.crossed_mean(saved(sweep, order, rival)), stats.luck(by_draw[0][0], by_draw[1])
+
+
+def named(name: str, rival: str) -> str:
+    """What a claim is called against this rival."""
+    return name if rival == "random" else f"{name} beyond the ends"
 
 
 def _quality(loss: Estimate) -> str:

@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 
 from layerwise import stats
-from layerwise.claims.block_orders import TIMES, check_plans, share_left, windows_of
-from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, Verdict, counted, in_words
+from layerwise.claims.block_orders import CLOSE, TIMES, check_plans, share_left, windows_of
+from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, Verdict, a_gain, counted, in_words
 from layerwise.stats import Estimate
 
 LEAST = 2.0  # points of layers for each doubling of the depth: a gain that counts
 
 
-def tolerated(rows: pd.DataFrame, level: float = 0.9) -> pd.DataFrame:
+def tolerated(rows: pd.DataFrame, level: float = CLOSE) -> pd.DataFrame:
     """The share of layers, or of the width, that can be compressed until quality leaves `level`; higher = better.
 
     Rows, one per plan: model, kind (of compression), draw, share (of what is compressed, in [0, 1]), and w0, w1, …: the
@@ -64,7 +64,7 @@ def tolerated(rows: pd.DataFrame, level: float = 0.9) -> pd.DataFrame:
 
 
 def q4(rows: pd.DataFrame) -> Verdict:
-    """Q4: larger models with more layers tolerate it better than smaller ones with fewer.
+    """Q4: larger models with more layers tolerate it better than smaller ones with fewer, by their share of layers.
 
     Rows, one per trained model of one family: model, blocks (its number), and value, the share of layers in [0, 1]
     that can be compressed until quality leaves a level, with its interval, low and high, and whether it is censored, as
@@ -77,13 +77,32 @@ def q4(rows: pd.DataFrame) -> Verdict:
     Models read the same windows, so the errors of one depth are taken to be one error, and those of two depths to be
     independent: usually the wider way, since what moves all depths alike doesn't move the slope.
 
-    - holds: the interval is above 0, and 2 points are inside or below it;
-    - doesn't hold: the whole interval is below 2 points;
-    - can't tell: else, or there are fewer than two depths, two models of each depth, or two windows, or a share is
-      censored.
+    The rule is `verdict.a_gain`: 2 points are the least that counts. It can't be told with fewer than two depths, two
+    models of each depth, or two windows, or where a share is censored. The verdict is on this family alone.
 
     Raises ValueError for rows that lack a column, a value in [0, 1], or have a model twice.
     """
+    _check(rows)
+    statement = f"In this family, with more layers a larger share of the model tolerates compression{_kind(rows)}."
+    share = 100 * rows[["value", "low", "high"]]
+    return _judged("Q4", statement, rows, share, "points", LEAST, "the share that is tolerated")
+
+
+def q4_by_blocks(rows: pd.DataFrame) -> Verdict:
+    """Q4 by the number of blocks that must stay as they are, which a share hides: a tenth of 24 is more than of 6.
+
+    Rows and errors as for `q4`. The effect is how many more blocks can't be compressed for each doubling of the depth,
+    negative = deeper models need fewer. It holds where the whole interval is below 0, it doesn't where it is above; it
+    can't be told else, and where `q4` can't.
+    """
+    _check(rows)
+    statement = f"In this family, with more layers fewer blocks must stay as they are{_kind(rows)}."
+    left = pd.DataFrame({"value": 1 - rows["value"], "low": 1 - rows["high"], "high": 1 - rows["low"]})
+    left = left.mul(rows["blocks"], axis=0)
+    return _judged("Q4 by blocks", statement, rows, left, "blocks", 0.0, "the number of blocks that must stay", sign=-1)
+
+
+def _check(rows: pd.DataFrame) -> None:
     needed = ["model", "blocks", "value", "low", "high", "censored"]
     if missing := [name for name in needed if name not in rows]:
         raise ValueError(f"the rows lack {', '.join(missing)}; needed are {', '.join(needed)}")
@@ -91,39 +110,49 @@ def q4(rows: pd.DataFrame) -> Verdict:
         raise ValueError("there is a model more than once: give rows of one compression and order")
     if not rows["value"].between(0, 1).all():
         raise ValueError("value must be a share of layers, from 0 to 1")
-    counts = rows.groupby("blocks").size()
-    means = 100 * rows.groupby("blocks")["value"].mean()
-    told = ", ".join(f"{blocks:g} blocks: {mean:.0f} %" for blocks, mean in means.items())
+
+
+def _kind(rows: pd.DataFrame) -> str:
     kinds = rows["kind"].unique() if "kind" in rows else []
-    of = f" ({kinds[0]})" if len(kinds) == 1 else ""
-    statement = f"With more layers, a larger share of the model tolerates compression{of}."
+    return f" ({kinds[0]})" if len(kinds) == 1 else ""
+
+
+def _judged(
+    claim: str, statement: str, rows: pd.DataFrame, y: pd.DataFrame, unit: str, least: float, what: str, sign: int = 1
+) -> Verdict:
+    """The verdict on how `y` (value, low, high) goes with depth; `sign` is -1 where the claim is that it falls."""
+    counts = rows.groupby("blocks").size()
+    per = "%" if unit == "points" else ""
+    means = ", ".join(
+        f"{blocks:g} blocks: {mean:.{0 if per else 1}f}{' ' * bool(per)}{per}"
+        for blocks, mean in y["value"].groupby(rows["blocks"]).mean().items()
+    )
     if len(counts) < 2:
-        return Verdict(
-            "Q4", statement, CANNOT_TELL, np.nan, np.nan, np.nan, "points", f"There is one depth: {told}.", rows
-        )
-    slope = _slope(rows, enough=counts.min() >= 2)
+        nothing = (np.nan, np.nan, np.nan)
+        return Verdict(claim, statement, CANNOT_TELL, *nothing, unit, f"There is one depth: {means}.", rows)
+    slope = _slope(rows["blocks"].to_numpy(float), y, enough=counts.min() >= 2)
     if rows["censored"].any():
         verdict, why = CANNOT_TELL, "some models never leave the level, or are never within it"
     elif counts.min() < 2:
         verdict, why = CANNOT_TELL, "one model of a depth says nothing of what training again would give"
     elif np.isnan(slope.low):
         verdict, why = CANNOT_TELL, "one window says nothing of what another text would give"
-    elif slope.high < LEAST:
-        verdict, why = DOES_NOT, f"as much as {LEAST:g} points is ruled out"
-    elif slope.low > 0:
-        verdict, why = HOLDS, "that is above 0"
+    elif sign > 0:
+        verdict, why = a_gain(slope, least, unit)
+    elif slope.high < 0 or slope.low > 0:
+        verdict, why = (HOLDS, "that is below 0") if slope.high < 0 else (DOES_NOT, "that is above 0")
     else:
-        verdict, why = CANNOT_TELL, f"neither 0 nor {LEAST:g} points is ruled out"
+        verdict, why = CANNOT_TELL, "0 is not ruled out"
     reason = (
-        f"With each doubling of the depth the share that is tolerated changes by {in_words(slope, 'points')} "
-        f"({told}; {counted(len(rows), 'model')}): {why}."
+        f"With each doubling of the depth {what} changes by {in_words(slope, unit)} "
+        f"({means}; {counted(len(rows), 'model')}): {why}."
     )
-    return Verdict("Q4", statement, verdict, *slope, "points", reason, rows)
+    return Verdict(claim, statement, verdict, *slope, unit, reason, rows)
 
 
-def _slope(rows: pd.DataFrame, enough: bool) -> Estimate:
-    """Points of share per doubling by least squares; with an interval if there are `enough` models to tell a spread."""
-    x, y = np.log2(rows["blocks"].to_numpy(float)), 100 * rows["value"].to_numpy(float)
+def _slope(blocks: np.ndarray, values: pd.DataFrame, enough: bool) -> Estimate:
+    """`values` per doubling by least squares; with an interval if there are `enough` models to tell a spread."""
+    x, y = np.log2(blocks), values["value"].to_numpy(float)
     centred = x - x.mean()
     weights = centred / (centred**2).sum()
     slope = float(weights @ y)
@@ -133,7 +162,7 @@ def _slope(rows: pd.DataFrame, enough: bool) -> Estimate:
     residuals = y - y.mean() - slope * centred
     models = stats.half_width(np.sqrt((residuals**2).sum() / degrees) * np.linalg.norm(weights), degrees)
     # how far each share may be off to either side, [models, 2]
-    ends = np.maximum(100 * rows[["low", "high"]].to_numpy(float) * [-1, 1] + y[:, None] * [1, -1], 0)
+    ends = np.maximum(values[["low", "high"]].to_numpy(float) * [-1, 1] + y[:, None] * [1, -1], 0)
     ends = np.where(weights[:, None] < 0, ends[:, ::-1], ends) * weights[:, None]
     low, high = np.linalg.norm([ends[x == depth].sum(axis=0) for depth in np.unique(x)], axis=0)
     return Estimate(slope, slope - float(np.hypot(models, low)), slope + float(np.hypot(models, high)))

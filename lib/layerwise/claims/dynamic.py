@@ -6,11 +6,8 @@ import numpy as np
 import pandas as pd
 
 from layerwise import stats
-from layerwise.claims.block_orders import luck
 from layerwise.claims.differences import percent
 from layerwise.claims.verdict import Verdict, in_words, more_than_luck, turned
-
-LEAST = 1.0  # % of perplexity: a gain that counts
 
 
 def q2(rows: pd.DataFrame, plan: str, uniform: str = "uniform", random: str = "random") -> Verdict:
@@ -21,8 +18,8 @@ def q2(rows: pd.DataFrame, plan: str, uniform: str = "uniform", random: str = "r
     `uniform` treats all blocks alike, and `random` gives the same bits and outliers to blocks by chance.
 
     The effect is the change of perplexity by importance against uniform, in %, negative = importance is better, paired
-    over draws and windows, with an interval over both. The rule is `verdict.more_than_luck`: the least gain that counts
-    is 1 % of perplexity, and the luck is the share of the random plans that are as good on the first draw.
+    over draws and windows, with an interval over both. The rule is `verdict.more_than_luck`: any gain counts, and the
+    luck is that of random plans on the first draw. On several models together it is `verdict.on_family`.
 
     Raises ValueError for rows that lack a column, a plan or a value, are of several models, or have draws or windows
     that differ between plans.
@@ -42,8 +39,8 @@ def q2(rows: pd.DataFrame, plan: str, uniform: str = "uniform", random: str = "r
     by_chance = _losses(first[first["plan"] == random], "sample")
     if not by_chance.columns.equals(own.columns):
         raise ValueError(f"{random} must have the windows of {plan} on the first draw")
-    chance = luck(-own.iloc[0].mean(), -by_chance.mean(axis=1).to_numpy())
-    verdict, why = more_than_luck(turned(change), chance, LEAST, "%")
+    chance = stats.luck(-own.iloc[0].mean(), -by_chance.mean(axis=1).to_numpy())
+    verdict, why = more_than_luck(turned(change), chance, 0, "%")
     return Verdict(
         "Q2",
         "Adding layer importance to an inherently dynamic quantization technique improves it.",
@@ -52,6 +49,7 @@ def q2(rows: pd.DataFrame, plan: str, uniform: str = "uniform", random: str = "r
         "%",
         f"At equal bytes {plan} changes perplexity by {in_words(change, '%')} against {uniform}: {why}.",
         rows,
+        chance,
     )
 
 

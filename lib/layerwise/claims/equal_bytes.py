@@ -27,7 +27,7 @@ def q3(rows: pd.DataFrame, bits: str = "uniform bits", least: float = EXTREME + 
     - doesn't hold: at one of them bits are worse, after the correction;
     - can't tell: else, or the data give no interval.
 
-    At fewer bits the claim says nothing; the reason tells what was measured at the fewest. Raises ValueError as
+    At fewer bits the claim has an exception, `q3_exception`. Raises ValueError as
     `at_equal_bytes` does, and if no plan has that many bits.
     """
     every = at_equal_bytes(rows, bits)
@@ -51,16 +51,33 @@ def q3(rows: pd.DataFrame, bits: str = "uniform bits", least: float = EXTREME + 
         f"after Holm's correction; least at {worst['average_bits']:g} bits, by {in_words(effect, 'nats')} against "
         f"{worst['rival']}{f'; at {unjudged} nothing pruned is as large' if unjudged else ''}."
     )
-    excepted = every[every["average_bits"] < least].dropna(subset="value")
-    if len(excepted):
-        fewest = excepted.loc[excepted["average_bits"].idxmin()]
-        gain = in_words(Estimate(fewest["value"], fewest["low"], fewest["high"]), "nats")
-        reason += (
-            f" At {fewest['average_bits']:g} bits, which the claim excepts, the loss of pruning minus that of the bits "
-            f"is {gain}, against {fewest['rival']}."
-        )
     statement = f"At {least:g} bits and more, quantizing beats pruning at equal bytes."
     return Verdict("Q3", statement, verdict, *effect, "nats", reason, rows)
+
+
+def q3_exception(rows: pd.DataFrame, bits: str = "uniform bits") -> Verdict:
+    """The exception of Q3: at extreme quantization, of 2 bits, pruning beats it.
+
+    Rows as for `crossing`. The plan of the family `bits` with at most 2 average bits, of several the smallest, is set
+    against pruning of as many bytes, as `at_equal_bytes` does it. The effect is the loss of pruning minus that of the
+    bits in nats per token, positive = bits are better: it holds where the whole interval is below 0, it doesn't where
+    it is above. It can't be told where nothing pruned is as large. Raises ValueError as `at_equal_bytes` does, and
+    without such a plan.
+    """
+    found = at_equal_bytes(rows, bits)
+    found = found[found["average_bits"] <= EXTREME]
+    if found.empty:
+        raise ValueError(f"no plan of {bits} has at most {EXTREME} average bits")
+    row = found.loc[found["bytes"].idxmin()]
+    effect = Estimate(row["value"], row["low"], row["high"])
+    at = f"At {row['average_bits']:g} bits"
+    if np.isnan(effect.low):
+        verdict, reason = CANNOT_TELL, f"{at} the data give no interval, or nothing pruned is as large."
+    else:
+        verdict = HOLDS if effect.high < 0 else DOES_NOT if effect.low > 0 else CANNOT_TELL
+        reason = f"{at} the loss of {row['rival']} minus that of the bits is {in_words(effect, 'nats')}."
+    statement = f"At {EXTREME} bits, pruning beats quantizing at equal bytes."
+    return Verdict("Q3 at 2 bits", statement, verdict, *effect, "nats", reason, rows)
 
 
 def at_equal_bytes(rows: pd.DataFrame, bits: str = "uniform bits") -> pd.DataFrame:

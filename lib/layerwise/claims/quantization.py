@@ -1,8 +1,8 @@
-"""Q1, Q5 and Q6: fewer bits for the blocks that a score calls unimportant, against random ones (arXiv 2406.17415).
+"""Q1 and Q5: fewer bits for the blocks that a score calls unimportant (arXiv 2406.17415).
 
-All take the rows of `read_orders`, one per plan. The rival is a random order: "random", or "random, block 0 high",
-which lowers block 0 last and so shows what is left of a claim beyond leaving block 0 alone. Further columns are not
-read.
+All take the rows of `read_orders`, one per plan. The rivals are random orders, "random" or "random, ends kept", and
+what measures nothing but where a block sits: of `block_orders.RAMPS` the one that is best on calibration text, in rows
+of their own (`choice`). Further columns are not read.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import pandas as pd
 
 from layerwise import stats
 from layerwise.claims import block_orders
-from layerwise.claims.block_orders import RANDOM
+from layerwise.claims.block_orders import CLOSE
 from layerwise.claims.verdict import (
     CANNOT_TELL,
     DOES_NOT,
     HOLDS,
-    RISK,
     Verdict,
+    a_gain,
     all_of,
-    counted,
     in_words,
     more_than_luck,
 )
@@ -31,7 +30,7 @@ BY_SCORE, AT_RANDOM = (0.25, 0.5), (0.05, 0.1)
 LEAST = 5  # points of layers: a gain that counts; the abstract's own ranges tell no less apart
 
 
-def share_within(rows: pd.DataFrame, order: str, level: float = 0.9) -> Estimate:
+def share_within(rows: pd.DataFrame, order: str, level: float = CLOSE) -> Estimate:
     """The share of lowered blocks at which quality first leaves `level`, with a 95 % interval; higher = better.
 
     Quality is the dense model's perplexity divided by the plan's, exp(-mean loss difference over windows); it is
@@ -46,7 +45,7 @@ def share_within(rows: pd.DataFrame, order: str, level: float = 0.9) -> Estimate
     return block_orders.read_orders(rows, [order]).shares(order, level).estimate
 
 
-def shares(rows: pd.DataFrame, level: float = 0.9) -> pd.DataFrame:
+def shares(rows: pd.DataFrame, level: float = CLOSE) -> pd.DataFrame:
     """`share_within` of every order in every setting: model, quantizer, group, levels, order, value, low, high."""
     found = []
     for setting, part in rows.groupby(block_orders.SETTING, sort=False):
@@ -56,175 +55,141 @@ def shares(rows: pd.DataFrame, level: float = 0.9) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def q1(rows: pd.DataFrame, level: float = 0.9, order: str = "LIM", rival: str = "random") -> Verdict:
+def q1(
+    rows: pd.DataFrame, choice: pd.DataFrame, level: float = CLOSE, order: str = "LIM", rival: str = "random"
+) -> Verdict:
     """Q1: by the score's order quality stays close to the original until 25 to 50 % of layers have lower bits.
 
-    Rows of one setting. The effect is `share_within` of the order minus that of the rival, in points of layers,
-    positive = the order is better, on the same resampled windows and at the numbers of lowered blocks that both have.
-    The claim has two parts:
+    Rows of one setting; `choice` as for `block_orders.best_by_position`. The effect is `share_within` of the order
+    minus that of the rival, in points of layers, positive = the order is better, on the same resampled windows and at
+    the numbers of lowered blocks that both have. The claim has three parts:
 
     - by the order at least 25 % of layers can be lowered: it holds where the interval of the share is not below that,
       it doesn't where the whole interval is below;
-    - and more than by the rival: `verdict.more_than_luck`; the least gain that counts is 5 points of layers.
+    - more than by the rival: `verdict.more_than_luck`; the least gain that counts is 5 points of layers;
+    - and more than by the best order that measures nothing: `verdict.a_gain`, with the same least gain.
 
-    It holds where both do. It doesn't hold where one doesn't, if the sweep puts orders to the test at all: quality must
+    It holds where all do. It doesn't hold where one doesn't, if the sweep puts orders to the test at all: quality must
     be within the level with no layer lowered, and outside with all of them, each with its whole interval. Otherwise
     all orders have the same share, and it can't be told.
 
-    Raises ValueError as `share_within` does, and for a rival that is not random.
+    Raises ValueError as `share_within` and `best_by_position` do, and for a rival that is not random.
     """
-    sweep = _against_random(rows, order, rival)
-    own, others = (sweep.shares(name, level) for name in (order, rival))
-    gain = Estimate(*(100 * number for number in own.minus(others)))
-    luck = block_orders.luck(own.by_draw[0], others.by_draw)
+    ramp = block_orders.best_by_position(choice)
+    sweep = block_orders.against_random(rows, order, rival, ramp)
+    own, others, plain = (sweep.shares(name, level) for name in (order, rival, ramp))
+    gain, beyond = (Estimate(*(100 * number for number in own.minus(each))) for each in (others, plain))
+    luck = stats.luck(own.by_draw[0], others.by_draw)
     enough, why_enough = _at_least(own.estimate, BY_SCORE[0])
     more, why_more = more_than_luck(gain, luck, LEAST, "points")
-    verdict = all_of([enough, more])
+    knows, why_knows = a_gain(beyond, LEAST, "points")
+    verdict = all_of([enough, more, knows])
     reason = (
-        f"By {order} quality stays within {100 * level:g} % until {_percent(own.estimate)} of layers are lowered, by "
-        f"{rival} until {_percent(others.estimate)}, {in_words(gain, 'points')} between them ({sweep.name}): "
-        f"{why_enough}; {why_more}"
+        f"By {order} quality stays within {100 * level:g} % until {_percent(own.estimate)} of layers are lowered "
+        f"({sweep.name}): {why_enough}; by {rival} until {_percent(others.estimate)}, {in_words(gain, 'points')} "
+        f"between them: {why_more}; by {ramp}, which measures nothing, until {_percent(plain.estimate)}, "
+        f"{in_words(beyond, 'points')}: {why_knows}"
     )
     if verdict != HOLDS and (why := block_orders.untested(sweep, order, level)):
         verdict, reason = CANNOT_TELL, f"{reason}; but {why}, so orders are not put to the test"
     statement = (
         f"By {order} quality stays within {100 * level:g} % of the original until at least {100 * BY_SCORE[0]:g} % of "
-        f"layers have lower bits, and longer than by {rival}."
+        f"layers have lower bits, and longer than by {rival} and by any ramp over depth."
     )
-    return Verdict(_claim("Q1", rival), statement, verdict, *gain, "points", f"{reason}.", rows)
+    return Verdict(block_orders.named("Q1", rival), statement, verdict, *gain, "points", f"{reason}.", rows, luck)
+
+
+def q1_at_random(rows: pd.DataFrame, level: float = CLOSE, rival: str = "random") -> Verdict:
+    """The other half of Q1: without an ordering, quality stays close only until 5 to 10 % of layers have lower bits.
+
+    Rows of one setting. The effect is `share_within` of the rival, the mean over random orders, in % of layers. It
+    holds where the whole interval is at most 10 %, it doesn't where it is above; else, and where the sweep doesn't put
+    orders to the test (see `q1`), it can't be told. Raises ValueError as `share_within` does.
+    """
+    sweep = block_orders.read_orders(rows, [rival])
+    share = sweep.shares(rival, level).estimate
+    most = AT_RANDOM[1]
+    if np.isnan(share.low) or share.low <= most < share.high:
+        verdict, why = (
+            CANNOT_TELL,
+            "the data give no interval" if np.isnan(share.low) else f"{100 * most:g} % is inside",
+        )
+    elif share.high <= most:
+        verdict, why = HOLDS, f"that is at most {100 * most:g} %"
+    else:
+        verdict, why = DOES_NOT, f"that is more than {100 * most:g} %"
+    reason = (
+        f"By {rival} quality stays within {100 * level:g} % until {_percent(share)} of layers are lowered "
+        f"({sweep.name}): {why}"
+    )
+    if untested := block_orders.untested(sweep, rival, level):
+        verdict, reason = CANNOT_TELL, f"{reason}; but {untested}, so orders are not put to the test"
+    statement = f"In random order quality stays within {100 * level:g} % only until {100 * most:g} % of layers at most."
+    effect = Estimate(*(100 * number for number in share))
+    return Verdict("Q1 at random", statement, verdict, *effect, "%", f"{reason}.", rows)
 
 
 def q5(
-    scores: pd.DataFrame, damage: pd.DataFrame, rows: pd.DataFrame, score: str = "LIM", rival: str = "random"
+    scores: pd.DataFrame,
+    damage: pd.DataFrame,
+    rows: pd.DataFrame,
+    choice: pd.DataFrame,
+    score: str = "LIM",
+    rival: str = "random",
 ) -> Verdict:
     """Q5: the score orders layers usefully.
 
     `scores` has the columns model, score, block and value (an importance, higher = keep more); `damage` has model,
     block, window and value, what compressing that block alone costs, of one kind, higher = worse; both may have more
-    models and scores than one. `rows` are the sweep of one setting, fixed beforehand, with the score as an order.
+    models and scores than one. `rows` are the sweep of one setting, fixed beforehand, with the score as an order;
+    `choice` as for `block_orders.best_by_position`.
 
-    The claim has two parts, each by `verdict.more_than_luck`, where any gain counts:
+    The claim has three parts, where any gain counts:
 
-    - the score agrees with the damage: Spearman's rank correlation over blocks, with an interval over the windows of
-      the damage; the luck is the share of random permutations that agree as well. It is the effect;
-    - and its order costs less in the sweep than the rival: the mean loss over the sweep, paired over windows, with an
-      interval over windows and draws; the luck is the share of the rival's draws that cost as little.
+    - the score agrees with the damage: Spearman's rank correlation over blocks, with a bootstrap over blocks and
+      windows, by `verdict.more_than_luck`; the luck is that of random permutations. It is the effect;
+    - its order costs less in the sweep than the rival: the mean loss over the sweep, paired over windows, with an
+      interval over windows and draws, by `verdict.more_than_luck`; the luck is that of the rival's draws;
+    - and less than the best order that measures nothing, paired over windows, by `verdict.a_gain`.
 
-    With the rival "random, block 0 high", block 0 is left out of the correlation too. It holds where both parts do,
-    and doesn't where one doesn't. In the verdict's rows a column `table` tells sweep, scores and damage apart.
+    It holds where all do, and doesn't where one doesn't. In the verdict's rows a column `table` tells sweep, scores and
+    damage apart; its luck is that of the sweep.
 
-    Raises ValueError as `read_orders` does, for a rival that is not random, and for scores or damage that do not cover
-    the model's blocks once each or have no order.
+    Raises ValueError as `read_orders` and `best_by_position` do, for a rival that is not random, and for scores or
+    damage that do not cover the model's blocks once each or have no order.
     """
-    sweep = _against_random(rows, score, rival)
+    ramp = block_orders.best_by_position(choice)
+    sweep = block_orders.against_random(rows, score, rival, ramp)
     model = sweep.setting["model"]
     scores = scores[(scores["model"] == model) & (scores["score"] == score)]
     damage = damage[damage["model"] == model]
     value, harm = _by_block(scores, damage, score, sweep)
-    correlations = [_agreement(value[first:], harm[first:]) for first in (0, 1)]
-    without = rival != "random"
-    correlation, chance = correlations[without]
-    agrees, why_agrees = more_than_luck(correlation, chance, 0, "rank correlation")
-    gain, luck = _gain(sweep, score, rival)
+    correlation = stats.rank_correlation(value, harm)
+    if np.isnan(correlation.value):
+        raise ValueError("the score or the damage is the same for all blocks: that is no order")
+    if harm.shape[1] < 2:
+        correlation = Estimate(correlation.value, np.nan, np.nan)
+    agrees, why_agrees = more_than_luck(correlation, stats.rank_luck(value, harm.mean(axis=1)), 0, "rank correlation")
+    gain, luck = block_orders.saving(sweep, score, rival)
     useful, why_useful = more_than_luck(gain, luck, 0, "nats")
-    blocks = ["all blocks", "all but block 0"]
+    beyond = stats.mean(block_orders.saved(sweep, score, ramp)[0])
+    knows, why_knows = a_gain(beyond, 0, "nats")
     reason = (
-        f"{score} and measured damage agree by {in_words(correlation, 'rank correlation')} over {blocks[without]}: "
-        f"{why_agrees}; over {blocks[not without]} it is {in_words(correlations[not without][0], 'rank correlation')}; "
+        f"{score} and measured damage agree by {in_words(correlation, 'rank correlation')} over blocks: {why_agrees}; "
         f"in the sweep ({sweep.name}) its order saves {in_words(gain, 'nats')} on average against {rival}: "
-        f"{why_useful}."
+        f"{why_useful}; and {in_words(beyond, 'nats')} against {ramp}, which measures nothing: {why_knows}."
     )
-    statement = f"{score} orders layers usefully: it agrees with measured damage and costs less than {rival}."
+    statement = (
+        f"{score} orders layers usefully: it agrees with measured damage and costs less than {rival} and than any ramp "
+        "over depth."
+    )
     scores, damage = scores[["model", "score", "block", "value"]], damage[["model", "block", "window", "value"]]
     used = {"sweep": rows, "scores": scores, "damage": damage}
     used = pd.concat([part.assign(table=name) for name, part in used.items()], ignore_index=True)
+    verdict = all_of([agrees, useful, knows])
     return Verdict(
-        _claim("Q5", rival), statement, all_of([agrees, useful]), *correlation, "rank correlation", reason, used
+        block_orders.named("Q5", rival), statement, verdict, *correlation, "rank correlation", reason, used, luck
     )
-
-
-def gains(rows: pd.DataFrame, order: str = "LIM", rival: str = "random") -> pd.DataFrame:
-    """How much the order costs less than the rival, by technique: model, levels, quantizer, group, value, low, high, p.
-
-    The value is the mean loss over the sweep of the rival minus that of the order, in nats per token, higher = the
-    order is better; paired over windows, with a 95 % interval over windows and draws, at the numbers of lowered blocks
-    that all techniques (quantizer and group) of a model and its levels have. `p` is corrected by Holm's method for the
-    number of techniques; it is NaN, like the interval, where one of them has a single window or draw.
-
-    Errors as for `read_orders`, and for a rival that is not random.
-    """
-    parts = []
-    for _, part in rows.groupby(["model", "levels"], sort=False):
-        techniques = part.groupby(["quantizer", "group"], sort=False)
-        every = [_against_random(one, order, rival) for _, one in techniques]
-        common = sorted(set.intersection(*(set(sweep.lowered) for sweep in every)))
-        if len(common) < 2:
-            raise ValueError(f"{', '.join(s.name for s in every)} have no two numbers of lowered blocks in common")
-        every = [sweep.at(common) for sweep in every]
-        alone = [stats.crossed_p_value(_saved(sweep, order, rival)) for sweep in every]
-        p_values = stats.holm(alone) if np.isfinite(alone).all() else np.full(len(every), np.nan)
-        parts += [
-            {**sweep.setting, **_gain(sweep, order, rival)[0]._asdict(), "p": p}
-            for sweep, p in zip(every, p_values, strict=True)
-        ]
-    return pd.DataFrame(parts)[["model", "levels", "quantizer", "group", "value", "low", "high", "p"]]
-
-
-def q6(rows: pd.DataFrame, order: str = "LIM", rival: str = "random") -> Verdict:
-    """Q6: what the order gains does not depend on the quantization technique.
-
-    Rows of one model and its levels, by several techniques: quantizers, or group sizes of one. The effect is that of
-    `gains`, in nats per token, positive = the order is better, on the technique on which it is least. The rule, with
-    the corrected p-values of `gains`:
-
-    - holds: on every technique the gain differs from 0 (p at most 5 %), with one sign;
-    - doesn't hold: on two techniques it differs from 0, with opposite signs;
-    - can't tell: else, or there are fewer than two techniques.
-
-    It asks whether the order fares alike, not whether it knows something: that is Q5.
-
-    Raises ValueError as `gains` does, and for rows of several models or levels.
-    """
-    if len(kinds := rows[["model", "levels"]].drop_duplicates()) != 1:
-        raise ValueError(f"Q6 is on one model and its levels, but the rows have {len(kinds)} of them")
-    found = gains(rows, order, rival)
-    signs = np.sign(found["value"]) * (found["p"] <= RISK)
-    if len(found) < 2:
-        verdict = CANNOT_TELL
-    elif {-1, 1} <= set(signs):
-        verdict = DOES_NOT
-    else:
-        verdict = HOLDS if abs(signs.sum()) == len(found) else CANNOT_TELL
-    least = found.loc[found["value"].idxmin()]
-    effect = Estimate(least["value"], least["low"], least["high"])
-    reason = (
-        f"On average over the sweep {order} is better than {rival} on {(signs > 0).sum()} of "
-        f"{counted(len(found), 'technique')}, worse on {(signs < 0).sum()} and neither on {(signs == 0).sum()}, after "
-        f"Holm's correction; it gains least by {least['quantizer']}, group {least['group']}: "
-        f"{in_words(effect, 'nats')}."
-    )
-    statement = f"What {order} gains over {rival} does not depend on the quantization technique."
-    return Verdict(_claim("Q6", rival), statement, verdict, *effect, "nats", reason, rows)
-
-
-def _against_random(rows: pd.DataFrame, order: str, rival: str) -> block_orders.Sweep:
-    if rival not in RANDOM or order in RANDOM:
-        raise ValueError(f"an order is compared with one of {', '.join(map(repr, RANDOM))}; {order!r} with {rival!r}?")
-    sweep = block_orders.read_orders(rows, [order, rival])
-    if (draws := len(sweep.loss[order])) > 1:
-        raise ValueError(f"{order} has {draws} draws: an order that comes from a score has one")
-    return sweep
-
-
-def _saved(sweep: block_orders.Sweep, order: str, rival: str) -> np.ndarray:
-    """Mean loss over the sweep by the rival minus that by the order: `[draws of the rival, windows]`."""
-    return sweep.area(rival) - sweep.area(order)
-
-
-def _gain(sweep: block_orders.Sweep, order: str, rival: str) -> tuple[Estimate, float]:
-    """What the order saves, and the luck: the chance that an order without information saves as much."""
-    by_draw = [-sweep.area(name).mean(axis=1) for name in (order, rival)]
-    return stats.crossed_mean(_saved(sweep, order, rival)), block_orders.luck(by_draw[0][0], by_draw[1])
 
 
 def _by_block(
@@ -243,16 +208,6 @@ def _by_block(
     return scores.sort_values("block")["value"].to_numpy(float), harm.to_numpy(float)
 
 
-def _agreement(score: np.ndarray, harm: np.ndarray) -> tuple[Estimate, float]:
-    """Rank correlation of a score with damage, its interval over windows, and the luck."""
-    found = stats.rank_correlation(score, harm, over=("windows",))
-    if np.isnan(found.value):
-        raise ValueError("the score or the damage is the same for all blocks: that is no order")
-    if harm.shape[1] < 2:
-        found = Estimate(found.value, np.nan, np.nan)
-    return found, stats.rank_p_value(score, harm.mean(axis=1))
-
-
 def _at_least(share: Estimate, claimed: float) -> tuple[str, str]:
     if np.isnan(share.low):
         return CANNOT_TELL, "the data give no interval"
@@ -266,7 +221,3 @@ def _at_least(share: Estimate, claimed: float) -> tuple[str, str]:
 def _percent(share: Estimate) -> str:
     value, low, high = (100 * number for number in share)
     return f"{value:.0f} %" if np.isnan(low) else f"{value:.0f} % (95 %: {low:.0f} to {high:.0f})"
-
-
-def _claim(name: str, rival: str) -> str:
-    return name if rival == "random" else f"{name} beyond block 0"

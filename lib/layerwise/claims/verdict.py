@@ -18,28 +18,29 @@ everything that was drawn (calibration texts, windows or items), and no luck of 
 So where nothing is gained it says "holds" with a risk of 2.5 %, and where x or more is gained it says "doesn't hold"
 with the same risk. Where something is gained, but less than x, it depends on the precision: read the interval.
 
-`more_than_luck` is for an order of blocks against random ones. One order of many is better or worse than their mean
-even if it knows nothing, and enough windows show that. So beside the interval it takes the luck, the share of orders
-without information that do as well:
+`a_gain` asks for one that counts, and is what a rival that nobody drew has to be beaten by:
 
-- holds: there is a gain (the interval is above 0), the least gain that counts is inside or below it, and the luck is at
-  most 5 %;
+- holds: the interval is above 0, and the least gain that counts is inside or below it;
 - doesn't hold: the whole interval is below the least gain that counts;
 - can't tell: else, or the data give no interval.
+
+`more_than_luck` is for an order of blocks against random ones. One order of many is better or worse than their mean
+even if it knows nothing, and enough windows show that. So beside a gain it asks that an order without information does
+as well with a chance of at most 5 %; the chance that is told is the exact upper limit of the share, beside the count.
 
 A claim of several parts holds where all of them hold, and doesn't where one of them doesn't: `all_of`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 
 import numpy as np
 import pandas as pd
 
-from layerwise.stats import Estimate
+from layerwise.stats import Estimate, Luck, holm, over_models
 
 HOLDS, DOES_NOT, CANNOT_TELL = "holds", "doesn't hold", "can't tell"
 SAID = {HOLDS: "holds", DOES_NOT: "doesn't hold", CANNOT_TELL: "can't be told"}  # of a claim, in a sentence
@@ -51,7 +52,8 @@ class Verdict:
     """What became of one claim on the model of `rows`; printed, glued or shown in a notebook, it reads as text.
 
     `effect` with its 95 % interval from `low` to `high` is in `unit`; each claim says which direction is better. They
-    are NaN where the data give none. `reason` is made from the numbers.
+    are NaN where the data give none. `reason` is made from the numbers. `luck` is that of the order that is judged,
+    where random ones are its rivals.
 
     Raises ValueError for a verdict that is none of "holds", "doesn't hold" and "can't tell".
     """
@@ -65,6 +67,7 @@ class Verdict:
     unit: str
     reason: str
     rows: pd.DataFrame
+    luck: Luck | None = None
 
     def __post_init__(self) -> None:
         if self.verdict not in (known := (HOLDS, DOES_NOT, CANNOT_TELL)):
@@ -143,18 +146,70 @@ def as_much_as(gain: Estimate, claimed: float, unit: str) -> tuple[str, str]:
     return CANNOT_TELL, f"neither no gain nor one of {claimed:g} {unit} is ruled out"
 
 
-def more_than_luck(gain: Estimate, luck: float, least: float, unit: str) -> tuple[str, str]:
+def a_gain(gain: Estimate, least: float, unit: str) -> tuple[str, str]:
     """Verdict and, in words, why; `least`, the smallest gain that counts, in the unit of the gain."""
     if np.isnan(gain.low):
         return CANNOT_TELL, "the data give no interval"
-    chance = f"{100 * luck:.2g} % of orders without information may do as well"
     if gain.high < least:
         return DOES_NOT, f"as much as {least:g} {unit} is ruled out" if least else "that is below 0"
-    if gain.low > 0 and luck <= RISK:
-        return HOLDS, f"that is above 0, and only {chance}"
     if gain.low > 0:
-        return CANNOT_TELL, f"that is above 0, but {chance}"
+        return HOLDS, "that is above 0"
     return CANNOT_TELL, f"neither 0 nor {least:g} {unit} is ruled out" if least else "0 is not ruled out"
+
+
+def more_than_luck(gain: Estimate, luck: Luck, least: float, unit: str) -> tuple[str, str]:
+    """Verdict and, in words, why; `least`, the smallest gain that counts, in the unit of the gain."""
+    verdict, why = a_gain(gain, least, unit)
+    if verdict != HOLDS:
+        return verdict, why
+    counts = f"{luck.as_good} of {luck.drawn} orders without information do as well"
+    chance = f"{counts}, so at most {100 * luck.most:.2g} % of all"
+    return (HOLDS, f"{why}, and {chance}") if luck.p <= RISK else (CANNOT_TELL, f"{why}, but {chance}")
+
+
+def corrected(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Verdicts on one claim, of a model each, with their luck corrected for the number of models by Holm's method.
+
+    Where a claim holds on a model because few random orders do as well, one of many models would show that by chance:
+    what remains of luck then leaves the verdict at "can't tell". Verdicts without luck stay as they are.
+    """
+    verdicts = list(verdicts)
+    lucky = [each for each in verdicts if each.luck is not None]
+    adjusted = dict(zip(map(id, lucky), holm([each.luck.p for each in lucky if each.luck]), strict=True))
+    found = []
+    for each in verdicts:
+        if each.verdict == HOLDS and adjusted.get(id(each), 0) > RISK:
+            why = f" Of {counted(len(lucky), 'model')}, one would do so by luck with p = {adjusted[id(each)]:.2f}."
+            each = replace(each, verdict=CANNOT_TELL, reason=each.reason + why)
+        found.append(each)
+    return found
+
+
+def on_family(
+    verdicts: Sequence[Verdict], family: str, least: float = 0.0, possible: tuple[float, float] = (-np.inf, np.inf)
+) -> Verdict:
+    """One verdict on models that were trained alike, from those on the single ones: the model is the unit.
+
+    The effect is their mean, with an interval over models and evaluation (`stats.over_models`), in the unit of the
+    single ones, which must be positive = the claim's side; in % of perplexity, where it is negative, it is turned. The
+    rule is `a_gain`, with the `least` that counts. `possible` are the least and the most that an effect can be.
+
+    Raises ValueError for fewer than two models, for one that is there twice, and for different claims or units.
+    """
+    models = [each.model for each in verdicts]
+    kinds = {(each.claim, each.unit) for each in verdicts}
+    if len(verdicts) < 2 or len(set(models)) < len(models) or len(kinds) != 1:
+        raise ValueError(f"a family needs one verdict on one claim for each of several models, not {len(verdicts)}")
+    ((claim, unit),) = kinds
+    values, low, high = np.array([(v.effect, v.low, v.high) for v in verdicts]).T
+    effect = over_models(values, low, high, possible)
+    gain = turned(effect) if unit == "%" else effect
+    verdict, why = a_gain(gain, least, unit)
+    each = ", ".join(f"{v.effect:+.2f} on {v.model}".replace("-", "−") for v in verdicts)
+    reason = f"Over {counted(len(models), 'model')} of {family} it is {in_words(effect, unit)}: {why} ({each})."
+    rows = pd.concat([each.rows for each in verdicts], ignore_index=True)
+    statement = f"{verdicts[0].statement} (in this family: {family})"
+    return Verdict(claim, statement, verdict, *effect, unit, reason, rows)
 
 
 def all_of(verdicts: Iterable[str]) -> str:

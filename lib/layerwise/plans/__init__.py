@@ -1,6 +1,6 @@
 """What is to be done to each layer, and the rules that decide it from scores and a budget; knows no model."""
 
-from layerwise.plans.baselines import in_reverse, shuffled
+from layerwise.plans.baselines import by_position, in_reverse, shuffled
 from layerwise.plans.drops import drop, drop_run
 from layerwise.plans.groups import bits, outliers
 from layerwise.plans.plan import FIELDS, Layer, Plan
@@ -13,6 +13,7 @@ __all__ = [
     "Layer",
     "Plan",
     "bits",
+    "by_position",
     "constant_slices",
     "drop",
     "drop_run",

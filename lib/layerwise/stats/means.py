@@ -1,9 +1,4 @@
-"""Means, intervals, tests and rank correlations: the one place where numbers over windows become statements.
-
-The unit of every interval is a *window* (one row of tokens), because windows are drawn independently and the tokens
-within one are not; where calibration draws, or trained models, vary too, they are a second unit. Nothing here knows a
-model; inputs are numpy arrays.
-"""
+"""Means over windows, draws and models with their intervals, and tests of these means."""
 
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
@@ -167,64 +162,6 @@ def bootstrap_interval(value: float, resampled: Sequence[float] | np.ndarray, un
     return Estimate(float(value), float(low), float(high))
 
 
-def rank_correlation(
-    x: ArrayLike, y: ArrayLike, over: Iterable[str] = ("blocks", "windows"), draws: int = 2000, seed: int = 0
-) -> Estimate:
-    """Spearman's correlation of two orders of blocks, with a 95 % percentile bootstrap interval.
-
-    `x` and `y` are values per block `[L]`, or per block and window `[L, n]`, then averaged over windows; the two may
-    have different windows (a score is measured on calibration text, damage on test text), drawn independently.
-    Ties share their mean rank. Leave block 0 out by passing `x[1:]`, `y[1:]`.
-
-    `over` says what is drawn again, and so what the interval covers:
-
-    - "windows": how well this text pins down the correlation *of these blocks*. Values `[L]` have no windows to draw.
-    - "blocks": how much the correlation rests on single blocks, as if the blocks were a sample. They are not: they are
-      all that the model has, and neighbours are alike. With fewer than ten blocks read it as a warning, not as a test.
-    """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    for name, values in (("x", x), ("y", y)):
-        if values.ndim not in (1, 2):
-            raise ValueError(f"{name} must be [blocks] or [blocks, windows], but its shape is {values.shape}")
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name} holds values that are missing or infinite, which have no rank")
-    if len(x) != len(y):
-        raise ValueError(f"x has {len(x)} blocks and y has {len(y)}: a correlation needs the same blocks in both")
-    if len(x) < 3:
-        raise ValueError(f"a rank correlation of {len(x)} blocks says nothing: at least 3 are needed")
-    unknown = set(over) - {"blocks", "windows"}
-    if not over or unknown:
-        raise ValueError(f"over must name 'blocks', 'windows' or both, not {over!r}")
-
-    rng = np.random.default_rng(seed)
-    value = float(_spearman(_means(x)[None], _means(y)[None])[0])
-    sampled = [_redrawn(v, draws, rng) if "windows" in over else np.tile(_means(v), (draws, 1)) for v in (x, y)]
-    if "blocks" in over:
-        chosen = rng.integers(len(x), size=(draws, len(x)))
-        sampled = [np.take_along_axis(v, chosen, axis=1) for v in sampled]
-    # A draw that took one block L times has no order at all; it is left out, it is not a correlation of 0.
-    correlations = _spearman(*sampled)
-    correlations = correlations[np.isfinite(correlations)]
-    if correlations.size == 0:
-        return Estimate(value, float("nan"), float("nan"))
-    low, high = np.quantile(correlations, (0.025, 0.975))
-    return Estimate(value, float(low), float(high))
-
-
-def rank_p_value(x: ArrayLike, y: ArrayLike, times: int = 10_000, seed: int = 0) -> float:
-    """Chance that blocks in random order agree as well: one-sided p-value of Spearman's correlation of `[L]` and `[L]`.
-
-    By random permutations, so that it never is 0. It takes the values as they are; whether windows pin them down is
-    what the interval of `rank_correlation` says. NaN where x or y is constant.
-    """
-    ranks, others = (distributions.rankdata(np.asarray(v, np.float64)) for v in (x, y))
-    if np.ptp(ranks) == 0 or np.ptp(others) == 0:
-        return float("nan")
-    permuted = np.random.default_rng(seed).permuted(np.tile(ranks, (times, 1)), axis=1)
-    # The ranks keep their mean and spread, so their sums of products are ordered as their correlations are.
-    return float((1 + (permuted @ others >= ranks @ others).sum()) / (1 + times))
-
-
 def _crossed(values: ArrayLike) -> tuple[float, tuple[float, int], tuple[float, int]]:
     """Mean of values `[draws, windows]`, and the (standard error, degrees) that each of the two axes adds to it."""
     values = np.asarray(values, np.float64)
@@ -248,24 +185,3 @@ def _crossed(values: ArrayLike) -> tuple[float, tuple[float, int], tuple[float, 
 def _crossed_reach(errors: Iterable[tuple[float, int]], risk: float) -> float:
     # The quantile that `half_width` takes from scipy.stats, without its checks: a p-value asks for some fifty of them.
     return float(np.hypot(*(-special.stdtrit(degrees, risk / 2) * error for error, degrees in errors)))
-
-
-def _means(values: np.ndarray) -> np.ndarray:
-    return values if values.ndim == 1 else values.mean(axis=1)
-
-
-def _redrawn(values: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Means over windows drawn with replacement: `[L, n] -> [draws, L]`; values `[L]` are repeated as they are."""
-    if values.ndim == 1:
-        return np.tile(values, (draws, 1))
-    n = values.shape[1]
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=draws)  # how often each window is taken, [draws, n]
-    return counts @ values.T / n
-
-
-def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Correlation of the ranks, row by row: `[draws, L], [draws, L] -> [draws]`, NaN where a row is constant."""
-    x, y = (distributions.rankdata(v, axis=1) for v in (x, y))
-    x, y = (v - v.mean(axis=1, keepdims=True) for v in (x, y))
-    scale = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
-    return np.divide((x * y).sum(axis=1), scale, out=np.full(len(x), np.nan), where=scale > 0)
