@@ -4,6 +4,7 @@ Every claim is a function from the tidy rows of one model to a `Verdict`. It run
 that decide stand in `verdict`, before any row is seen.
 """
 
+from layerwise.claims.block_orders import CLOSE, RAMPS
 from layerwise.claims.depth import q4, q4_by_blocks, tolerated
 from layerwise.claims.differences import against, changes, changes_by_model
 from layerwise.claims.dynamic import q2
@@ -24,6 +25,8 @@ from layerwise.claims.twins import beside_twins, twins_in_words
 from layerwise.claims.verdict import Verdict, by_model, corrected, effects, on_family, summary, table, told
 
 __all__ = [
+    "CLOSE",
+    "RAMPS",
     "Verdict",
     "against",
     "against_constant",

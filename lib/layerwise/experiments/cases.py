@@ -34,7 +34,8 @@ class Case:
     """One thing to compute on one model: what it is known by, how to do it, and how the experiment calls it.
 
     `plan` None leaves the model as it is. `calibration` `[n, length]` is what slicing and quantizers look at;
-    `shared` takes the bases of the dense model. `labels` are the experiment's own and decide nothing.
+    `shared` takes the bases of the dense model. `text` `[n, length]` is what quality is measured on. `labels` are the
+    experiment's own and decide nothing.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Case:
     quantizer: Callable | None = None
     calibration: torch.Tensor | None = field(default=None, repr=False)
     shared: bool = False
+    text: torch.Tensor | None = field(default=None, repr=False)
 
     @property
     def by_block(self) -> bool:
@@ -103,13 +105,10 @@ Outcome = tuple[Case | Function, list[dict] | Exception]  # rows of what was mea
 
 
 class Runner:
-    """Runs cases on one model, each finished one handed out at once; what cases share is computed once.
+    """Runs cases on one model, each finished one handed out at once; what cases share is computed once."""
 
-    `test` `[n, length]` is the text that quality is measured on.
-    """
-
-    def __init__(self, model: nn.Module, tokenizer, test: torch.Tensor):
-        self.model, self.tokenizer, self.test = model, tokenizer, test
+    def __init__(self, model: nn.Module, tokenizer):
+        self.model, self.tokenizer = model, tokenizer
         self.shape = shape_of(model)
         self._reference = self._bases = None
 
@@ -128,8 +127,10 @@ class Runner:
             except Exception as error:
                 yield from ((case, error) for case in group)
                 continue
-            for start in range(0, len(group), TOGETHER):
-                yield from self._compared(assembly, group[start : start + TOGETHER])
+            for _, same in groupby(group, key=lambda case: id(case.text)):
+                same = list(same)
+                for start in range(0, len(same), TOGETHER):
+                    yield from self._compared(assembly, same[start : start + TOGETHER])
 
     def answers(self, cases: Iterable[Case], items: int | None, data=None) -> Iterator[Outcome]:
         """What items of a case's `task` are answered: a row per case, in `right` a + or a - for each item."""
@@ -160,7 +161,7 @@ class Runner:
     def _compared(self, assembly, part: list[Case]):
         began = time.perf_counter()
         try:
-            loss, kl = assembly.compare([case.plan for case in part], self.test)
+            loss, kl = assembly.compare([case.plan for case in part], part[0].text)
         except Exception as error:
             yield from ((case, error) for case in part)
             return
@@ -180,10 +181,9 @@ class Runner:
             yield case, [row | {"seconds": seconds} for row in rows]
 
     def _quality(self, case: Case) -> list[dict]:
-        if self._reference is None:
-            self._reference = evaluation.Reference(self.model, self.test)
+        reference = self._dense_reference(case.text)
         with self._compressed(case) as model:
-            measured = evaluation.window_differences(model, self._reference, self.test)
+            measured = evaluation.window_differences(model, reference, case.text)
             stored = evaluation.size(model).bytes  # how many outliers there are isn't planned to the last one
         return [_row(*measured) | case.sizes(self.shape) | {"bytes": stored}]
 
@@ -199,6 +199,13 @@ class Runner:
             if all(layer.bits is None for layer in case.plan.kept):  # nothing else looks at text
                 tokens = None
         yield compress(self.model, case.plan, tokens=tokens, **how)
+
+    def _dense_reference(self, tokens):
+        """The dense model's predictions of the last text: cases of one come together."""
+        if self._reference is None or self._reference[0] is not tokens:
+            self._reference = None  # before the new one is made: two may not fit
+            self._reference = (tokens, evaluation.Reference(self.model, tokens))
+        return self._reference[1]
 
     def _dense_bases(self, tokens):
         """Bases of the last calibration text: draws come one after the other."""
@@ -221,7 +228,7 @@ def _groups(cases: Iterable[Case]) -> Iterator[tuple[bool, list[Case]]]:
     for name, found in groupby(sorted(cases, key=group), key=group):
         found = list(found)
         if name:  # neighbours begin alike, so that an assembly runs the beginning once
-            found.sort(key=lambda case: [layer.bits or 99 for layer in case.plan.layers])
+            found.sort(key=lambda case: (id(case.text), [layer.bits or 99 for layer in case.plan.layers]))
         yield bool(name), found
 
 
@@ -249,9 +256,9 @@ def _loaded(path: str) -> tuple:
     return models.load(path)
 
 
-def remote(path: str, test: torch.Tensor, how: str, cases: list, settings: Mapping) -> tuple[list[Outcome], dict]:
+def remote(path: str, how: str, cases: list, settings: Mapping) -> tuple[list[Outcome], dict]:
     """What a worker of an executor does: outcomes of cases by a method of `Runner`, and where they come from."""
-    return list(getattr(Runner(*_loaded(path), test), how)(cases, **settings)), provenance()
+    return list(getattr(Runner(*_loaded(path)), how)(cases, **settings)), provenance()
 
 
 def filled(row: Mapping, case: Case | Function, shape) -> dict:

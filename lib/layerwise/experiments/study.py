@@ -141,8 +141,13 @@ class Study:
         text = self.text(model, "calibration", n, draw if seed is None else seed, corpus) if case.reads_text else None
         return replace(case, calibration=text)
 
-    def quality(self, table: str, cases: Iterable[Case], quick: Callable[[Mapping], bool] = lambda labels: True):
+    def quality(
+        self, table: str, cases: Iterable[Case], quick: Callable[[Mapping], bool] = lambda labels: True,
+        split: str = "test",
+    ) -> pd.DataFrame:  # fmt: skip
         """Every case against the dense model on the test text: its labels, sizes, loss, KL, and w0, w1, ... by window.
+
+        On another `split`, such as the calibration text, it is what choices may rest on, in as many windows.
 
         `loss` is the compressed model's minus the dense model's, in nats per token, with 95 % intervals over windows.
         What isn't known is run if `quick(labels)` or in the full profile. Cases that fail are told in a warning and are
@@ -150,8 +155,9 @@ class Study:
         """
         asked = []
         for case in cases:
-            measure = {"measure": "quality", "test": self._hashed(self.test(case.model))}
-            asked.append((case, key(self._what(case) | measure)))
+            text = self.text(case.model, split, self.test_windows)
+            measure = {"measure": "quality", "test": self._hashed(text)}
+            asked.append((replace(case, text=text), key(self._what(case) | measure)))
         return self._table(table, asked, quick, "quality")
 
     def answers(
@@ -205,7 +211,7 @@ class Study:
         return self._of_text[id(tokens)][0]
 
     def _runner(self, name: str) -> Runner:
-        return Runner(self.models[name], self.tokenizers[name], self.test(name))
+        return Runner(self.models[name], self.tokenizers[name])
 
     def _table(self, table: str, asked: list[tuple], quick, how: str, **settings) -> pd.DataFrame:
         """Rows of all that is asked, in order: what isn't known is run by a method of `Runner`."""
@@ -271,7 +277,7 @@ class Study:
         futures = {}
         try:
             for part in parts:
-                asked = (self.paths[model], self.test(model), how, part, settings)
+                asked = (self.paths[model], how, part, settings)
                 futures[self.executor.submit(remote, *asked)] = part
             for future in as_completed(futures):
                 part = futures[future]
