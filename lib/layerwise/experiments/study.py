@@ -176,7 +176,7 @@ class Study:
 
         The sample is the same at every build, and of those for which `chosen(labels)`, with the model among the labels.
         Raises AssertionError where one differs by more than `tolerance`, in nats or whatever its unit is, in any window
-        or block, or `by_mean` over windows, for techniques that repeat themselves on average only.
+        or block, or `by_mean` over windows, for techniques that repeat themselves on average only; and in its bytes.
         """
         rows = []
         for (table, model), (found, how, settings) in self._found.items():
