@@ -5,6 +5,8 @@ within one are not; where calibration draws, or trained models, vary too, they a
 model; inputs are numpy arrays.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -84,15 +86,28 @@ def crossed_mean(values: ArrayLike, confidence: float = 0.95) -> Estimate:
 def over_models(
     values: ArrayLike, low: ArrayLike, high: ArrayLike, possible: tuple[float, float] = (-np.inf, np.inf)
 ) -> Estimate:
-    """Mean of one quantity of several trained models `[n]`, each with the 95 % interval of its evaluation.
+    """Mean of one quantity of several trained models, each with the 95 % interval of its evaluation.
 
-    The interval covers other models of that kind and other evaluation text, which the models share: the squares of
-    Student's reach over models and of the models' mean reach to that side are added, as in `crossed_mean`. The part of
-    the evaluation's noise that is a model's own is in the spread between models too, so the interval errs on the wide
-    side, the more so the more models there are. A single model keeps its own interval, which says nothing of others.
-    Student's t of two models reaches far: the interval is cut at the least and the most that is `possible`.
+    Parameters
+    ----------
+    values, low, high
+        `[n]` each, one for each model.
+    possible
+        Student's t of two models reaches far: the interval is cut at the least and the most that is possible.
 
-    Low and high are NaN where a model's are. Raises ValueError for no model, or another shape.
+    Returns
+    -------
+    value, low, high
+        The interval covers other models of that kind and other evaluation text, which the models share: the squares of
+        Student's reach over models and of the models' mean reach to that side are added, as in `crossed_mean`. The part
+        of the evaluation's noise that is a model's own is in the spread between models too, so the interval errs on the
+        wide side, the more so the more models there are. A single model keeps its own interval, which says nothing of
+        others. Low and high are NaN where a model's are.
+
+    Raises
+    ------
+    ValueError
+        For no model, or another shape.
     """
     value, below, _ = mean(values)
     values, low, high = (np.asarray(each, np.float64) for each in (values, low, high))
@@ -172,15 +187,24 @@ def rank_correlation(
 ) -> Estimate:
     """Spearman's correlation of two orders of blocks, with a 95 % percentile bootstrap interval.
 
-    `x` and `y` are values per block `[L]`, or per block and window `[L, n]`, then averaged over windows; the two may
-    have different windows (a score is measured on calibration text, damage on test text), drawn independently.
-    Ties share their mean rank. Leave block 0 out by passing `x[1:]`, `y[1:]`.
+    Parameters
+    ----------
+    x, y
+        Values per block `[L]`, or per block and window `[L, n]`, then averaged over windows; the two may have different
+        windows (a score is measured on calibration text, damage on test text), drawn independently. Ties share their
+        mean rank. Leave block 0 out by passing `x[1:]`, `y[1:]`.
+    over
+        What is drawn again, and so what the interval covers. "windows": how well this text pins down the correlation
+        *of these blocks*; values `[L]` have no windows to draw. "blocks": how much it rests on single blocks, as if the
+        blocks were a sample. They are not: they are all that the model has, and neighbours are alike. With fewer than
+        ten blocks read it as a warning, not as a test.
+    draws, seed
+        Of the bootstrap.
 
-    `over` says what is drawn again, and so what the interval covers:
-
-    - "windows": how well this text pins down the correlation *of these blocks*. Values `[L]` have no windows to draw.
-    - "blocks": how much the correlation rests on single blocks, as if the blocks were a sample. They are not: they are
-      all that the model has, and neighbours are alike. With fewer than ten blocks read it as a warning, not as a test.
+    Raises
+    ------
+    ValueError
+        For fewer than 3 blocks, different ones in `x` and `y`, missing or infinite values, and an unknown `over`.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     for name, values in (("x", x), ("y", y)):
