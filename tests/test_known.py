@@ -215,6 +215,41 @@ def test_what_cannot_be_told_is_an_error_that_names_it(module, tmp_path):
         known(scope["unseen"])
 
 
+def test_types_and_bytes_by_what_they_are():
+    assert known(torch.float16) == known(torch.float16) != known(torch.bfloat16)
+    assert known(torch.device("cpu")) != known(torch.device("meta"))
+    assert known(b"abc") == known(b"abc") != known(b"abd")
+    assert len({str(known(each)) for each in (b"abc", "abc", torch.float16, "torch.float16")}) == 4
+
+
+def test_a_path_behind_which_a_file_may_change_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="can't be told from others of its kind"):
+        known(tmp_path)
+
+
+def test_modules_without_a_configuration_by_their_code_and_what_they_hold(module):
+    text = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, slope=0.0):
+        super().__init__()
+        self.linear, self.slope = nn.Linear(2, 2), slope
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x):
+        return self.slope * self.linear(x)
+"""
+    net = module(text).Net
+    assert known(net()) == known(net()) == known(module(text).Net()) != known(net(0.1))
+    assert known(net()) != known(module(text.replace("self.slope * ", "")).Net())
+    other = net()
+    other.linear.weight.data[0, 0] = 1
+    assert known(other) != known(net())
+    assert known(torch.nn.ReLU()) == known(torch.nn.ReLU()) != known(torch.nn.Tanh())
+
+
 def test_models_by_their_weights():
     model = lw.load("embedded/6L", device="cpu")[0]
     before = known(model)

@@ -42,6 +42,12 @@ def test_changed_code_makes_provenance_dirty_and_changed_rows_do_not(tmp_path, m
     monkeypatch.setattr(provenance, "__file__", str(code))
     rows.write_text("2")
     assert provenance.provenance()["dirty"] is False
+    (tmp_path / "notes.py").write_text("1")  # not of the library
+    assert provenance.provenance()["dirty"] is False
+    (module := code.parent / "room" / "new.py").parent.mkdir()
+    module.write_text("1")
+    assert provenance.provenance()["dirty"] is True
+    module.unlink()
     code.write_text("2")
     assert provenance.provenance()["dirty"] is True
 

@@ -153,12 +153,13 @@ def test_other_orders_of_a_table_stay_when_one_is_made_anew(study, tmp_path):
     assert rows["order"].value_counts().to_dict() == {"a": 3, "b": 3}
 
 
-def test_a_committed_result_that_is_wrong_fails(study, tmp_path):
+@pytest.mark.parametrize(("column", "more"), [("w1", 0.01), ("kl", 0.01), ("bytes", 1)])
+def test_a_committed_result_that_is_wrong_fails(column, more, study, tmp_path):
     full = study(full=True)
     full.quality("orders", bits(full, np.arange(6)))
     path = tmp_path / "results" / "bits" / "orders.csv"
     rows = pd.read_csv(path)
-    rows["w1"] += 0.01
+    rows[column] += more
     rows.to_csv(path, index=False)
     shown = study(rows=tmp_path / "elsewhere")
     shown.quality("orders", bits(shown, np.arange(6)))

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from layerwise import stats
 from layerwise.backbone import devices, passes
+from layerwise.backbone.products import Products, window_means
 from layerwise.backbone.structure import blocks, evaluating, experts, is_sliced, linears, text_config
 from layerwise.text.corpora import check_mask, check_text
 
@@ -111,18 +112,23 @@ def lim(model: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None, batc
     """Layer input modification, minus the mean over tokens of cos(x_i, y_i): float64 `[L]`, higher = more important.
 
     Defined in arXiv 2406.17415; the layer redundancy LR of arXiv 2411.03513 is its negative, and the block influence
-    of ShortGPT (arXiv 2403.03853) is 1 plus it. Arguments and errors as for `statistics`.
+    of ShortGPT (arXiv 2403.03853) is 1 plus it. Parameters and errors as for `statistics`.
     """
     return statistics(model, tokens, mask, batch).lim.value
 
 
 def angular_distances(model: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> np.ndarray:
-    """How far the residual stream turns across runs of blocks: mean over tokens of the angle, float64 `[L + 1, L + 1]`.
+    """How far the residual stream turns across runs of blocks: mean over tokens of the angle.
 
-    Entry `[i, j]` is arccos(cos(a, b)) / pi, in [0, 1], between what enters block `i` and what enters block `j`; `L` is
-    what leaves the last block. The distance is that of arXiv 2403.17887, which looks at the last token of each window
-    only. `lw.plans.drop_run` removes the run across which it is least. Memory: the hidden states of one batch at every
-    block. Arguments and errors as for `statistics`.
+    The distance is that of arXiv 2403.17887, which looks at the last token of each window only. `lw.plans.drop_run`
+    removes the run across which it is least. Memory: the hidden states of one batch at every block. Parameters and
+    errors as for `statistics`.
+
+    Returns
+    -------
+    distances
+        float64 `[L + 1, L + 1]`. Entry `[i, j]` is arccos(cos(a, b)) / pi, in [0, 1], between what enters block `i` and
+        what enters block `j`; `L` is what leaves the last block.
     """
     keep = _check(model, tokens, mask)
     states: list[Tensor] = []
@@ -161,13 +167,24 @@ def zd(model: PreTrainedModel, tokens: Tensor | None = None, mask: Tensor | None
 def measure(
     score: Score, model: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None, **options: Any
 ) -> Measured:
-    """A score and its standard error over windows, float64 `[L]` each, with intervals.
+    """A score and its standard error over windows, with intervals.
 
-    `mask` `[n, length]`, as for `statistics`, goes to the score if there is one, and so do the `options`.
+    Parameters
+    ----------
+    score
+        `(model, tokens) -> importance [L]`.
+    model, tokens, mask
+        As for `statistics`; the mask goes to the score if there is one.
+    options
+        Go to the score too.
 
-    For `lim` both come from one pass. For `zd` the error is 0: it is a census of the weights, not a sample of text.
-    Any other score is computed on all tokens, then on up to 8 disjoint groups of windows, from whose spread the error
-    is estimated: that costs twice, and suits scores that are means over text. One window gives no error (NaN).
+    Returns
+    -------
+    value, standard_error
+        float64 `[L]` each, with intervals (see `Measured`). For `lim` both come from one pass. For `zd` the error is 0:
+        it is a census of the weights, not a sample of text. Any other score is computed on all tokens, then on up to 8
+        disjoint groups of windows, from whose spread the error is estimated: that costs twice, and suits scores that
+        are means over text. One window gives no error (NaN).
     """
     if score is lim:
         return statistics(model, tokens, mask, **options).lim
@@ -191,23 +208,38 @@ def measure(
 
 
 def statistics(model: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> Statistics:
-    """Run the blocks over `tokens` `[n, length]` once, `batch` windows at a time, and keep no hidden state.
+    """Run the blocks over text once, and keep no hidden state.
 
-    `mask` `[n, length]` is 1 (or True) for tokens and 0 for padding, on either side, and goes to the model as its
-    attention mask; None means that all are tokens. The model is run in eval mode, without its head. What grows with the
-    tokens is four numbers per window and block. A token whose x or y is exactly 0 has no direction: its cosine counts
-    as 0, as in torch.
+    Parameters
+    ----------
+    model
+        It is run in eval mode, without its head.
+    tokens
+        `[n, length]`.
+    mask
+        `[n, length]`, 1 (or True) for tokens and 0 for padding, on either side; goes to the model as its attention
+        mask. None means that all are tokens.
+    batch
+        Windows that are run at a time.
 
-    Raises ValueError for a sliced model, tokens outside the vocabulary, windows longer than a table of positions, a
-    mask of another shape or without any token, and for NaN or infinite hidden states, naming the first block that has
-    them.
+    Returns
+    -------
+    statistics
+        What grows with the tokens is four numbers per window and block. A token whose x or y is exactly 0 has no
+        direction: its cosine counts as 0, as in torch.
+
+    Raises
+    ------
+    ValueError
+        For a sliced model, tokens outside the vocabulary, windows longer than a table of positions, a mask of another
+        shape or without any token, and NaN or infinite hidden states, naming the first block that has them.
     """
     keep = _check(model, tokens, mask)
     found: list[Tensor] = []
-    products = _Products()
+    products = Products()
     with torch.inference_mode(), evaluating(model), passes.watching(model, products.add):
         for rows in _batches(model, tokens, mask, batch):
-            found.append(_window_means(products.taken(), keep[rows], rows.start))
+            found.append(window_means(products.taken(), keep[rows], rows.start))
     means = torch.cat(found, dim=2).numpy()  # [4, L, n]
     means[1:] /= text_config(model).hidden_size
     return Statistics(keep.sum(1).numpy(), *means)
@@ -232,57 +264,6 @@ def _batches(model: PreTrainedModel, tokens: Tensor, mask: Tensor | None, batch:
         rows = slice(start, start + batch)
         passes.run_trunk(model, tokens[rows].to(device), None if mask is None else mask[rows].to(device))
         yield rows
-
-
-class _Products:
-    """(x.y, |x|^2, |y|^2) of each block of one batch, float32 `[batch, length]` each, in the order of the blocks.
-
-    Products are taken in float32: a dot of D terms that are summed pairwise is right to about 1e-7 of |x||y|, far below
-    the spread between tokens, while float64 copies of the hidden states would cost more than the rest of the scoring.
-    Everything that is summed over tokens is float64.
-    """
-
-    def __init__(self) -> None:
-        self.products: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.last: tuple[Tensor, Tensor] | None = (
-            None  # y of the block before and its squares: as a rule the very x that comes next
-        )
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        xs = self.last[1] if self.last and x is self.last[0] else _dot(x, x)
-        x, xs = x.to(y.device), xs.to(y.device)  # from the device of the block before
-        ys = _dot(y, y)
-        self.products.append((_dot(x, y), xs, ys))
-        self.last = y, ys
-
-    def taken(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        found, self.products = self.products, []
-        return found
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a.float() * b.float()).sum(-1)
-
-
-def _window_means(products: list[tuple[Tensor, Tensor, Tensor]], keep: Tensor, start: int) -> Tensor:
-    """Means over the tokens of each window: cosine and squared norms of x, y, y - x, float64 `[4, L, batch]`."""
-    # Blocks may be on several devices, and not every device has float64: it is computed on the CPU, where three
-    # numbers per token and block are little.
-    xy, xx, yy = torch.stack([torch.stack(each).cpu() for each in products], dim=1).double()  # [L, batch, length]
-    # Padding may hold anything, NaN too: it is replaced, not multiplied by 0.
-    xy, xx, yy = (torch.where(keep, each, 0.0) for each in (xy, xx, yy))
-    bad = ~torch.stack([xx, yy], dim=1).isfinite()  # [L, x or y, batch, length]
-    if bad.any():
-        # The first in this order is the cause: attention spreads a NaN to other tokens, but not to earlier blocks.
-        block, side, window, position = bad.nonzero()[0].tolist()
-        verb = ("is given", "puts out")[side]
-        raise ValueError(
-            f"block {block} of {len(products)} {verb} NaN or infinity (window {start + window}, position {position}): "
-            "weights up to there are damaged, or the dtype overflows (float16 does where bfloat16 and float32 don't)"
-        )
-    cosine = xy / (xx * yy).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-    change = (xx + yy - 2 * xy).clamp_min(0)
-    return torch.stack([cosine, xx, yy, change]).sum(-1) / keep.sum(-1).clamp_min(1)
 
 
 def _share_above_one(block: nn.Module, index: int) -> float:

@@ -4,7 +4,7 @@ Every claim is a function from the tidy rows of one model to a `Verdict`. It run
 that decide stand in `verdict`, before any row is seen.
 """
 
-from layerwise.claims.block_orders import CLOSE, RAMPS
+from layerwise.claims.block_orders import CLOSE, RAMPS, best_by_position
 from layerwise.claims.depth import q4, q4_by_blocks, tolerated
 from layerwise.claims.differences import against, changes, changes_by_model
 from layerwise.claims.dynamic import q2
@@ -32,6 +32,7 @@ __all__ = [
     "against_constant",
     "at_equal_bytes",
     "beside_twins",
+    "best_by_position",
     "best_that_fits",
     "beyond_position",
     "by_model",

@@ -58,7 +58,8 @@ def compress(
 
     Returns
     -------
-    The compressed model, on the device of `model`, in its dtype, and in eval mode. `lw.save` stores few bits as few.
+    small
+        The compressed model, on the device of `model`, in its dtype, in eval mode. `lw.save` stores few bits as few.
 
     Raises
     ------
@@ -74,7 +75,8 @@ def compress(
 
     Warns
     -----
-    If there are fewer tokens than the stream is wide.
+    UserWarning
+        If there are fewer tokens than the stream is wide.
 
     Notes
     -----

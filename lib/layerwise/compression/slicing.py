@@ -50,15 +50,38 @@ class Bases:
 
 
 def calibrate(model, tokens: Tensor, mask: Tensor | None = None, batch: int = 8) -> Bases:
-    """Bases of the dense model on `tokens` `[n, length]`, for slicing it to many plans: `compress(calibration=bases)`.
+    """Bases of the dense model, for slicing it to many plans: `compress(model, plan, calibration=bases)`.
 
-    `mask` `[n, length]` is 1 for tokens and 0 for padding, which the PCA leaves out. One forward pass in eval mode,
-    without the head, `batch` windows at a time; hidden states are not kept. The result holds one rotated copy of the
-    model.
+    One forward pass in eval mode, without the head; hidden states are not kept.
 
-    Raises ValueError for tokens outside the vocabulary, windows longer than a table of positions, NaN or infinite
-    weights, and hidden states that are, naming the block, and UnsupportedArchitecture, which says why. Warns if there
-    are fewer tokens than `D`.
+    Parameters
+    ----------
+    model
+        A dense model. It stays as it is.
+    tokens
+        Calibration text `[n, length]`.
+    mask
+        `[n, length]`, 1 for tokens and 0 for padding, which the PCA leaves out.
+    batch
+        Windows that are run at a time.
+
+    Returns
+    -------
+    bases
+        They hold one rotated copy of the model.
+
+    Raises
+    ------
+    ValueError
+        For tokens outside the vocabulary, windows longer than a table of positions, NaN or infinite weights, and hidden
+        states that are, naming the block.
+    UnsupportedArchitecture
+        Why the model can't be sliced.
+
+    Warns
+    -----
+    UserWarning
+        If there are fewer tokens than `D`.
     """
     check_calibration(model, tokens, mask, batch)
     table = architecture(model)

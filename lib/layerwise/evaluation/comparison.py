@@ -59,10 +59,28 @@ class Size(NamedTuple):
 
 
 def perplexity(model: nn.Module, tokens: Tensor, batch: int = 8) -> Perplexity:
-    """Perplexity of `model` on `tokens` `[n, length]`; each window is read on its own, its first token isn't predicted.
+    """Perplexity on windows of text; each is read on its own, and its first token isn't predicted.
 
-    The loss equals that of transformers for the same tokens. The interval is computed for the mean loss and carried
-    through exp, so it is not symmetric.
+    Parameters
+    ----------
+    model
+        It is run in eval mode.
+    tokens
+        `[n, length]`.
+    batch
+        Windows that are run at a time.
+
+    Returns
+    -------
+    value, low, high
+        exp(mean loss per predicted token), lower = better, and its 95 % interval over windows. The loss equals that of
+        transformers for the same tokens. The interval is computed for the mean loss and carried through exp, so it is
+        not symmetric.
+
+    Raises
+    ------
+    ValueError
+        For tokens that the model can't read.
     """
     return Perplexity(*(math.exp(loss) for loss in stats.mean(window_losses(model, tokens, batch))))
 
@@ -89,13 +107,30 @@ class Reference:
 
 
 def compare(a: nn.Module, b: nn.Module | Reference, tokens: Tensor, batch: int = 8) -> Comparison:
-    """Loss of `a` minus loss of `b`, and KL(b || a), on the same `tokens` `[n, length]`, paired window by window.
+    """Loss of one model minus that of another, and their divergence, on the same text, paired window by window.
 
-    Pairing matters: windows differ in difficulty far more than two versions of a model do on one window. Where many are
-    compared with one, give it as `Reference(b, tokens)`.
+    Pairing matters: windows differ in difficulty far more than two versions of a model do on one window.
 
-    Raises ValueError for models of two vocabularies, tokens that they can't read, logits that are NaN or infinite, and
-    a reference on other tokens.
+    Parameters
+    ----------
+    a, b
+        Two models of one vocabulary. Where many are compared with one, give that as `Reference(b, tokens)`.
+    tokens
+        `[n, length]`.
+    batch
+        Windows that are run at a time.
+
+    Returns
+    -------
+    loss, loss_low, loss_high, kl, kl_low, kl_high
+        Loss of `a` minus loss of `b`, positive = `a` is worse, and KL(b || a), both in nats per predicted token, with
+        95 % intervals over windows.
+
+    Raises
+    ------
+    ValueError
+        For models of two vocabularies, tokens that they can't read, logits that are NaN or infinite, and a reference on
+        other tokens.
     """
     loss, kl = window_differences(a, b, tokens, batch)
     return Comparison(*stats.mean(loss), *stats.mean(kl))

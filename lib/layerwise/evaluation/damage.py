@@ -50,8 +50,9 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
 
     Returns
     -------
-    A table. `kl` is KL(dense || damaged), `loss` the damaged model's loss minus the dense model's, both in nats per
-    predicted token: higher = worse.
+    rows
+        `kl` is KL(dense || damaged), `loss` the damaged model's loss minus the dense model's, both in nats per
+        predicted token: higher = worse.
 
     Raises
     ------
@@ -95,15 +96,31 @@ def by_window(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, b
 
 
 def removal_order(model: nn.Module, tokens: Tensor, batch: int = 8) -> np.ndarray:
-    """In which order blocks are missed least, by removing one at a time: float64 `[L]`, higher = removed later.
+    """In which order blocks are missed least, by removing one at a time.
 
-    Each time that one goes without which the loss on `tokens` `[n, length]` is least, measured anew among those that
-    are left, as in SLEB (arXiv 2402.09025); the later one if two are equal. It is an importance, so that
-    `lw.plans.drop(shape, lw.damage.removal_order(model, tokens), k)` removes the first `k`. It takes L^2 / 2 passes
-    over the tokens, each from the removed block on. Memory beside the model: the hidden states entering each block for
-    one batch.
+    Each time that one goes without which the loss is least, measured anew among those that are left, as in SLEB (arXiv
+    2402.09025); the later one if two are equal. It takes L^2 / 2 passes over the tokens, each from the removed block
+    on.
 
-    Raises ValueError as `by_window` does.
+    Parameters
+    ----------
+    model, tokens, batch
+        As for `by_window`.
+
+    Returns
+    -------
+    importance
+        float64 `[L]`, higher = removed later, so that
+        `lw.plans.drop(shape, lw.damage.removal_order(model, tokens), k)` removes the first `k`.
+
+    Raises
+    ------
+    ValueError
+        As `by_window` does.
+
+    Notes
+    -----
+    Memory beside the model: the hidden states entering each block for one batch.
     """
     _check(model, tokens)
     every, head = list(structure.blocks(model)), Head(model)

@@ -38,12 +38,13 @@ def accuracy(
 
     Returns
     -------
-    A table. The metric is acc_norm where the task has it, else acc, and exact_match for generated answers. `chance` is
-    what guessing earns: for a task of the world what the world says, else the mean of 1 / number of choices over the
-    items; it is missing where answers are generated. A prompt that is longer than the model's positions loses its
-    beginning, as in lm-eval: `cut` says how many of the n items have such a prompt, and a warning does. `data` has the
-    file's name and hash; it is missing where items are the Hub's or, as those of the world's tasks always are, the
-    package's.
+    rows
+        The metric is acc_norm where the task has it, else acc, and exact_match for generated answers. `chance` is what
+        guessing earns: for a task of the world what the world says, else the mean of 1 / number of choices over the
+        items; it is missing where answers are generated. A prompt that is longer than the model's positions loses its
+        beginning, as in lm-eval: `cut` says how many of the n items have such a prompt, and a warning does. `data` has
+        the file's name and hash; it is missing where items are the Hub's or, as those of the world's tasks always are,
+        the package's.
 
     Raises
     ------

@@ -37,9 +37,8 @@ class Speed(NamedTuple):
 def speed(model: nn.Module, batch: int = 1, prompt: int = 512, new: int = 64, repeats: int = 3, seed: int = 0) -> Speed:
     """Time greedy generation with the KV cache: a prompt `[batch, prompt]` of random tokens, then `new` steps.
 
-    Medians of several runs after one that warms up, in which the memory is measured. Only the last position of the
-    prompt goes through the head, as in `generate`. The model is in eval mode. On a machine that does something else,
-    the numbers are too low.
+    Only the last position of the prompt goes through the head, as in `generate`. The model is in eval mode. On a
+    machine that does something else, the numbers are too low.
 
     Parameters
     ----------
@@ -49,6 +48,12 @@ def speed(model: nn.Module, batch: int = 1, prompt: int = 512, new: int = 64, re
         Runs that the medians are of.
     seed
         Draws the tokens of the prompts.
+
+    Returns
+    -------
+    prefill, decode, memory
+        Tokens per second of reading the prompts and of going on from there, and bytes (see `Speed`): medians of the
+        runs after one that warms up, in which the memory is measured.
 
     Raises
     ------

@@ -48,7 +48,7 @@ def known(value) -> Plain:
 
     Numbers, text and containers by what is in them, arrays and tensors by a hash of it, a plan by its layers, a model
     by its fingerprint and dtype, functions, classes and objects by the code that decides. Raises ValueError for what
-    it can't tell, and for code whose source can't be read.
+    it can't tell, such as a path, behind which a file may change, and for code whose source can't be read.
     """
     return _known(value, ())
 
@@ -66,7 +66,11 @@ def _known(value, within: tuple) -> Plain:
         return {"plan": json.loads(value.to_json())}
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return _array(value)
-    if isinstance(value, nn.Module):
+    if isinstance(value, bytes):
+        return {"bytes": hashlib.sha256(value).hexdigest()[:16]}
+    if isinstance(value, (torch.dtype, torch.device)):
+        return {"name": f"torch.{value}".replace("torch.torch.", "torch.")}
+    if isinstance(value, nn.Module) and hasattr(value, "config"):  # another one by its class and what it holds
         return {"model": fingerprint(value), "dtype": str(getattr(value, "dtype", None))}
     if isinstance(value, Mapping):
         pairs = [[_known(name, inside), _known(each, inside)] for name, each in value.items()]

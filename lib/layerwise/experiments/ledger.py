@@ -115,16 +115,18 @@ def add_table(path, source) -> list[str]:
 
 
 def apart(new: list[dict], known: Result, by_mean: bool = False) -> float:
-    """The largest difference of what was measured by window, block or item; of windows that of their mean if `by_mean`.
+    """The largest difference of what was measured by window, block or item; of windows that of their mean if `by_mean`,
+    of the divergence, where both have it, always that.
 
-    The share of items that are answered otherwise counts as one.
+    The share of items that are answered otherwise counts as one. Other bytes, where both have them, are infinitely far.
     """
     found = [0.0]
     for row, before in zip(new, known.rows, strict=True):
         windows = [row[name] - before[name] for name in before if name[0] == "w" and name[1:].isdigit()]
         found += [abs(np.mean(windows))] if windows and by_mean else np.abs(windows).tolist()
-        if "value" in before:
-            found.append(abs(row["value"] - before["value"]))
+        found += [abs(row[name] - before[name]) for name in ("value", "kl") if name in row and name in before]
+        if "bytes" in row and "bytes" in before and row["bytes"] != before["bytes"]:
+            found.append(np.inf)
         if "right" in before:
             found.append(np.mean([a != b for a, b in zip(row["right"], before["right"], strict=True)]))
     return float(max(found))

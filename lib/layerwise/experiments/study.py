@@ -27,6 +27,13 @@ from layerwise.text import corpora
 class Study:
     """The models and texts of a chapter, and its results: found where they are known, run where they are missing.
 
+    A result is known by the model's fingerprint and dtype, the plan, the quantizer's settings and code, the texts and
+    the measure (see `known`): an edit of any of these computes it anew, and nothing else does. Names, labels, figures
+    and the text of a chapter are no part of it.
+
+    `models`, `tokenizers`, `shapes` are dicts by the name that tables have, without "embedded/"; `last` is the name of
+    the last model.
+
     Parameters
     ----------
     chapter : str
@@ -45,13 +52,6 @@ class Study:
         Where committed tables are, and where what is run here is kept, a file for each result.
     executor : concurrent.futures.Executor, optional
         Runs what is missing on its workers, which load the models by their names; else it is run here.
-
-    A result is known by the model's fingerprint and dtype, the plan, the quantizer's settings and code, the texts and
-    the measure (see `known`): an edit of any of these computes it anew, and nothing else does. Names, labels, figures
-    and the text of a chapter are no part of it.
-
-    `models`, `tokenizers`, `shapes` are dicts by the name that tables have, without "embedded/"; `last` is the name of
-    the last model.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Study:
 
         The sample is the same at every build, and of those for which `chosen(labels)`, with the model among the labels.
         Raises AssertionError where one differs by more than `tolerance`, in nats or whatever its unit is, in any window
-        or block, or `by_mean` over windows, for techniques that repeat themselves on average only.
+        or block, or `by_mean` over windows, for techniques that repeat themselves on average only; and in its bytes.
         """
         rows = []
         for (table, model), (found, how, settings) in self._found.items():

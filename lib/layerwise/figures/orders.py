@@ -9,17 +9,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
+from layerwise.claims.block_orders import CLOSE, RAMPS
 from layerwise.claims.quantization import AT_RANDOM, BY_SCORE
 from layerwise.figures.common import COLOURS, GREY, MARKERS, legend, log_scale, looks_of, panels
 
-_BANDS = {"random": GREY, "random, block 0 high": "#6a51a3"}  # none of the colours that lines have
-_KNOWN = ("LIM", "ZD", "damage", "reversed LIM", "first layers high")  # have one colour in every figure
+_BANDS = {"random": GREY, "random, ends kept": "#6a51a3"}  # none of the colours that lines have
+_KNOWN = ("LIM", "ZD", "damage", "reversed LIM", *RAMPS)  # have one colour in every figure
 _UNIFORM = {"uniform": (COLOURS[-1], MARKERS[-1])}
 _X = {"average_bits": ("average bits per weight", 1), "bytes": ("megabytes as stored", 1e-6)}
 _Y = {"quality": "quality, share of the dense model's", "kl": "KL, nats", "accuracy": "accuracy, %"}
 
 
-def orders(rows: pd.DataFrame, y: str = "quality", x: str = "average_bits", level: float = 0.9) -> list[Axes]:
+def orders(rows: pd.DataFrame, y: str = "quality", x: str = "average_bits", level: float = CLOSE) -> list[Axes]:
     """Quality, KL divergence or accuracy over size, a line per order, a panel per levels and technique.
 
     Rows: of one model, one per plan: quantizer, group, levels, order, draw, lowered, average_bits or bytes, and what is

@@ -142,17 +142,35 @@ def configuration(name, revision=None) -> PretrainedConfig:
 
 
 def save(model, path, tokenizer=None) -> Path:
-    """Save a model, and its tokenizer if given, as safetensors in the folder `path`; returns the folder.
+    """Save a model as safetensors in a folder, in a format that `load` reads.
 
-    Weights are saved in the dtype that they have in memory. An embedded model was loaded into float32, which doubles
-    its bytes: one that was loaded with `dtype=torch.bfloat16` is saved at its own size.
+    Parameters
+    ----------
+    model
+        Weights are saved in the dtype that they have in memory. An embedded model was loaded into float32, which
+        doubles its bytes: one that was loaded with `dtype=torch.bfloat16` is saved at its own size.
+    path
+        The folder. A model that is there is replaced.
+    tokenizer
+        Saved beside the model if it is given.
 
+    Returns
+    -------
+    folder
+        `path`, absolute.
+
+    Raises
+    ------
+    ValueError
+        For a `path` that holds something else than a model, or more.
+
+    Notes
+    -----
     Layers of few bits take few bits: a model with packed layers (by "rtn", "quanto", "hqq", "outliers") is written to a
     format of this package, that `load` reads and plain `from_pretrained` refuses; one by "gptq" to compressed-tensors,
     that transformers reads too.
 
-    It is written beside `path` and put in place when it is complete, so that a crash leaves no half of a model. A model
-    that is there is replaced; a folder that holds something else, or more, is an error.
+    It is written beside `path` and put in place when it is complete, so that a crash leaves no half of a model.
     """
     with folders.put_in_place(Path(path)) as new:
         with reading.quiet(bars=False):

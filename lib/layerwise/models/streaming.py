@@ -49,18 +49,38 @@ def compress_checkpoint(
     device="auto",
     revision: str | None = None,
 ) -> Path:
-    """Write to the folder `target` what `compress` makes of the model `source` to `plan`; returns the folder.
+    """Write to a folder what `compress` makes of a model that no memory needs to hold whole.
 
-    `source` is a name as `load` takes it, `tokens`, `quantizer`, `mask` and `batch` are as in `compress`, and slicing
-    is calibrated sequentially. In the dtype of the checkpoint, the tensors are those that `compress` gives, in files of
-    one block each, with the tokenizer beside them. `target` may be `source`, if nothing but a model is there; it
-    appears, or is replaced, when all is written. Blocks are worked on at `device`.
+    Parameters
+    ----------
+    source
+        A name as `load` takes it.
+    target
+        The folder. It may be `source`, if nothing but a model is there; it appears, or is replaced, when all is
+        written.
+    plan, tokens, quantizer, mask, batch
+        As for `compress`; slicing is calibrated sequentially.
+    device
+        Where blocks are worked on; "auto" is the accelerator if there is one.
+    revision
+        Of `source`, as for `load`.
 
+    Returns
+    -------
+    folder
+        `target`, as an absolute path. In the dtype of the checkpoint, the tensors are those that `compress` gives, in
+        files of one block each, with the tokenizer beside them.
+
+    Raises
+    ------
+    ValueError
+        For a quantizer that looks at text ("gptq", "outliers"), which needs the whole model, and for a GGUF file, which
+        can only be read whole. Else what `load` and `compress` raise.
+
+    Notes
+    -----
     Memory doesn't grow with the number of blocks: embeddings and head, one block before and after, and for slicing the
     hidden states of all tokens, `[n, length, D]`, and what a PCA and a rotated embedding take, in float64 and float32.
-
-    Raises what `load` and `compress` raise, and ValueError for a quantizer that looks at text ("gptq", "outliers"),
-    which needs the whole model, and for a GGUF file, which can only be read whole.
     """
     if (local := names.place(os.fspath(source))) and gguf_files.is_named_so(local):
         raise ValueError(

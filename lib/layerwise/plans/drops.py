@@ -15,13 +15,23 @@ if TYPE_CHECKING:
 
 
 def drop(shape: Shape, importance: ArrayLike, k: int) -> Plan:
-    """Remove the `k` least important blocks, by importance `[L]` (higher = keep).
+    """Remove the least important blocks.
 
-    With `lw.scores.lim` these are the blocks of least influence of ShortGPT (arXiv 2403.03853), with
-    `lw.damage.removal_order` those of SLEB (arXiv 2402.09025); `-np.arange(L)` removes the last ones. Of equally
-    important blocks the earlier counts as more important.
+    Parameters
+    ----------
+    shape
+        Of the model, as `lw.shape` gives it.
+    importance
+        `[L]`, higher = keep. With `lw.scores.lim` the blocks of least influence of ShortGPT (arXiv 2403.03853) go, with
+        `lw.damage.removal_order` those of SLEB (arXiv 2402.09025), with `-np.arange(L)` the last ones. Of equally
+        important blocks the earlier counts as more important.
+    k
+        How many blocks go.
 
-    Raises ValueError for an importance that isn't `L` finite numbers, and for a `k` that leaves no block.
+    Raises
+    ------
+    ValueError
+        For an importance that isn't `L` finite numbers, and for a `k` that leaves no block.
     """
     order = np.argsort(-finite_importance(importance, shape.L), kind="stable")
     kept = set(order[: shape.L - whole("k", k, 0, shape.L - 1)].tolist())
@@ -29,13 +39,22 @@ def drop(shape: Shape, importance: ArrayLike, k: int) -> Plan:
 
 
 def drop_run(shape: Shape, distances: ArrayLike, k: int) -> Plan:
-    """Remove the `k` neighbouring blocks across which the residual stream changes least (arXiv 2403.17887).
+    """Remove the neighbouring blocks across which the residual stream changes least (arXiv 2403.17887).
 
-    `distances` `[L + 1, L + 1]` are those of `lw.scores.angular_distances`: `distances[i, i + k]` is how far what
-    enters block `i` is from what leaves block `i + k - 1`. Of equally short runs the last is removed.
+    Parameters
+    ----------
+    shape
+        Of the model, as `lw.shape` gives it.
+    distances
+        `[L + 1, L + 1]`, those of `lw.scores.angular_distances`: `distances[i, i + k]` is how far what enters block `i`
+        is from what leaves block `i + k - 1`. Of equally short runs the last is removed.
+    k
+        How many blocks go.
 
-    Raises ValueError for distances of another shape, for NaN in those that are compared, and for a `k` that leaves no
-    block.
+    Raises
+    ------
+    ValueError
+        For distances of another shape, for NaN in those that are compared, and for a `k` that leaves no block.
     """
     k = whole("k", k, 0, shape.L - 1)
     distances = np.asarray(distances, dtype=np.float64)

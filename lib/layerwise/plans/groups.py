@@ -25,15 +25,26 @@ def bits(
     widths: Sequence[int | None] | None = None,
     counts: Sequence[int] | None = None,
 ) -> Plan:
-    """Bits by importance `[L]` (higher = keep more), the plan of arXiv 2406.17415.
+    """Bits by importance, the plan of arXiv 2406.17415: two groups of blocks, or several.
 
-    The `low_layers` least important blocks get `low` bits, the others `high`. Or several groups: the `counts[0]` most
-    important blocks get `widths[0]` bits, the next `counts[1]` get `widths[1]`, and so on. None leaves blocks as they
-    are. Of equally important blocks the earlier counts as more important, so that with equal scores the last blocks are
-    lowered first.
+    Parameters
+    ----------
+    shape
+        Of the model, as `lw.shape` gives it.
+    importance
+        `[L]`, higher = keep more. Of equally important blocks the earlier counts as more important, so that with equal
+        scores the last blocks are lowered first.
+    low_layers, high, low
+        The `low_layers` least important blocks get `low` bits, the others `high`; None leaves blocks as they are.
+    widths, counts
+        In their place: the `counts[0]` most important blocks get `widths[0]` bits, the next `counts[1]` get
+        `widths[1]`, and so on.
 
-    Raises ValueError for an importance that isn't `L` finite numbers, for counts that are not whole, are negative or
-    don't add up to `L`, and for widths that don't go down.
+    Raises
+    ------
+    ValueError
+        For an importance that isn't `L` finite numbers, for counts that are not whole, are negative or don't add up to
+        `L`, and for widths that don't go down.
     """
     order = np.argsort(-finite_importance(importance, shape.L), kind="stable")
     if low_layers is not None and widths is None and counts is None:
@@ -55,14 +66,28 @@ def bits(
 
 
 def outliers(shape: Shape, importance: ArrayLike, mean: float, base: float = 0.0) -> Plan:
-    """Shares of weights that stay unquantized, by importance `[L]` (higher = keep more), `mean` of all weights.
+    """Shares of weights that stay unquantized, by importance.
 
     `share_i = base + (mean - base) * m_i / mean(m)`, with `m_i` the importance between 0 and 1 (smallest and largest)
     and its mean taken over weights: the slicing rule of arXiv 2411.03513 turned to what is kept. Equal importance means
     equal shares.
 
-    Raises ValueError for an importance that isn't `L` finite numbers, shares outside [0, 1), a `base` above `mean`, and
-    a share that would reach 1.
+    Parameters
+    ----------
+    shape
+        Of the model, as `lw.shape` gives it.
+    importance
+        `[L]`, higher = keep more.
+    mean
+        Share of the weights of all blocks.
+    base
+        Share of its weights that every block keeps at least.
+
+    Raises
+    ------
+    ValueError
+        For an importance that isn't `L` finite numbers, shares outside [0, 1), a `base` above `mean`, and a share that
+        would reach 1.
     """
     scores = finite_importance(importance, shape.L) / 2  # so that the range of the largest floats is one too
     mean, base = share("mean", mean), share("base", base)

@@ -111,8 +111,8 @@ class Plan:
 
     @property
     def average_bits(self) -> float | None:
-        """Mean bits over the kept layers, as arXiv 2406.17415 counts: layers weigh alike, and scales and what is
-        outside the blocks do not count. None if a kept layer has no bits set, since they are then the model's own."""
+        """Mean bits over the kept layers as arXiv 2406.17415 counts them, where layers weigh alike, and scales and what
+        is outside the blocks do not count. None if a kept layer has no bits set, which are then the model's own."""
         bits = [layer.bits for layer in self.kept if layer.bits is not None]
         return float(np.mean(bits)) if len(bits) == len(self.kept) else None
 

@@ -29,10 +29,8 @@ def constant_slices(shape: Shape, mean: float, multiple: int = 1, budget: Budget
     """Every block at the same width: SliceGPT (arXiv 2401.15024).
 
     The width is the multiple of `multiple` that is nearest to `(1 - mean) * D`, of two equally near ones the wider;
-    `plan.mean_slice` is the mean that this achieves. With another `budget` (see `dynamic_slices`) the widths of two
-    blocks may differ by one `multiple`, since the budget is then met to the last unit of width.
-
-    Raises ValueError as `dynamic_slices` does.
+    `plan.mean_slice` is the mean that this achieves. With another `budget` the widths of two blocks may differ by one
+    `multiple`, since the budget is then met to the last unit of width. Parameters and errors as for `dynamic_slices`.
     """
     return dynamic_slices(shape, np.zeros(shape.L), mean, multiple=multiple, budget=budget)
 
@@ -45,21 +43,35 @@ def dynamic_slices(
     multiple: int = 1,
     budget: Budget = "width",
 ) -> Plan:
-    """Widths by importance `[L]` (higher = keep more), by the rule of arXiv 2411.03513.
+    """Widths by importance, by the rule of arXiv 2411.03513.
 
     With LR = -importance, `r_i = (LR_i - min LR) / (max LR - min LR)` and
     `slice_i = base + (mean - base) * r_i / mean(r)`. Equal scores mean constant slicing.
 
-    - `mean`: share that is cut; of what, `budget` says. `base`: share of its *width* that every block loses at least.
-    - Every width is a multiple of `multiple` and at least one. Where the rule asks a block for more than it has, the
-      excess is cut from the other blocks, in proportion to r as long as some with r > 0 have width left, then evenly.
-    - `budget="width"`: the rule is applied to the mean that `constant_slices` achieves, and the total width is exactly
-      the one of that plan. Rounding is by largest remainders; a less important block never ends up wider.
-    - `budget="parameters"` or `"bytes"`: `mean` is the share of the dense model's, and the plan is the widest by this
-      rule that fits: one more unit of width would not. Embeddings, shortcut matrices and the head count.
+    Parameters
+    ----------
+    shape
+        Of the dense model, as `lw.shape` gives it.
+    importance
+        `[L]`, higher = keep more.
+    mean
+        Share that is cut; of what, `budget` says.
+    base
+        Share of its *width* that every block loses at least.
+    multiple
+        Every width is a multiple of it and at least one. Where the rule asks a block for more than it has, the excess
+        is cut from the other blocks, in proportion to r as long as some with r > 0 have width left, then evenly.
+    budget
+        "width": the rule is applied to the mean that `constant_slices` achieves, and the total width is exactly the one
+        of that plan. Rounding is by largest remainders; a less important block never ends up wider. "parameters" or
+        "bytes": `mean` is the share of the dense model's, and the plan is the widest by this rule that fits: one more
+        unit of width would not. Embeddings, shortcut matrices and the head count.
 
-    Raises ValueError for shares outside [0, 1), a `base` above `mean`, a budget that no such plan meets, a `multiple`
-    that does not divide `D`, and an importance that isn't `L` finite numbers.
+    Raises
+    ------
+    ValueError
+        For shares outside [0, 1), a `base` above `mean`, a budget that no such plan meets, a `multiple` that does not
+        divide `D`, and an importance that isn't `L` finite numbers.
     """
     units = shape.D // _divisor(multiple, shape.D)
     mean, base = share("mean", mean), share("base", base)

@@ -33,9 +33,15 @@ class GPTQ:
     """`(model, bits, tokens) -> model`: rounds the columns of a matrix one after the other, each time correcting those
     that are left for the error made on `tokens` `[n, length]`, block by block, each fed by those before it, quantized.
 
-    `group` weights of a row have a scale (in the model's dtype) and, unless `symmetric`, a zero point; it must divide
-    the rows of every matrix. The result saves to compressed-tensors, which transformers loads. Symmetric mixes of 4
-    and 8 bits are meant for vLLM, which was not run.
+    The result saves to compressed-tensors, which transformers loads.
+
+    Parameters
+    ----------
+    group
+        So many weights of a row have a scale (in the model's dtype) and, unless `symmetric`, a zero point; it must
+        divide the rows of every matrix.
+    symmetric
+        Without zero points. Symmetric mixes of 4 and 8 bits are meant for vLLM, which was not run.
     """
 
     group: int = 64

@@ -28,13 +28,15 @@ MOST = 2**16 - 1  # columns that indices and counts of 16 bits reach to
 class Outliers:
     """`(model, bits, tokens, outliers=None) -> model`: block after block, each fed by those before it, quantized.
 
-    `bits[i]` are those of a code in block i. `outliers[i]`, a share in [0, 1), says how many of the block's weights are
-    kept in float16; None, or no `outliers`, is `share`. It is not a share of each matrix: those weights of the whole
-    block are kept whose absence lowers the cost of rounding their group most. The others are rounded as in GPTQ (arXiv
-    2210.17323), column by column, and the columns that are left make up for the error.
+    Those weights of a block are kept in float16 whose absence lowers the cost of rounding their group most. The others
+    are rounded as in GPTQ (arXiv 2210.17323), column by column, and the columns that are left make up for the error.
 
-    `group` weights of a row have a scale and a zero point, of 3 bits each; the last group of a row may be short.
-    `tokens` `[n, length]` hold no padding.
+    Parameters
+    ----------
+    group
+        So many weights of a row have a scale and a zero point, of 3 bits each; the last group of a row may be short.
+    share
+        Of the weights of a block that are kept, where the plan says nothing. It is not a share of each matrix.
     """
 
     group: int = 16
@@ -55,11 +57,23 @@ class Outliers:
         tokens: Tensor | None = None,
         outliers: Sequence[float | None] | None = None,
     ) -> nn.Module:
-        """`model` with the linear layers of block i at `bits[i]` bits, in place; None leaves a block as it is.
+        """`model` with the linear layers of its blocks at few bits, in place.
 
-        Raises ValueError, before anything is changed, for a width that there isn't, shares outside [0, 1) or for blocks
-        without bits, no tokens or tokens outside the vocabulary or longer than a table of positions, and weights that
-        are NaN or infinite or can't be indexed; later, for inputs of a layer that are NaN or infinite.
+        Parameters
+        ----------
+        bits
+            `[L]`, those of a code in each block; None leaves a block as it is.
+        tokens
+            Calibration text `[n, length]`, without padding.
+        outliers
+            `[L]`, the share in [0, 1) of each block's weights that are kept; None, or no `outliers`, is `share`.
+
+        Raises
+        ------
+        ValueError
+            Before anything is changed, for a width that there isn't, shares outside [0, 1) or for blocks without bits,
+            no tokens or tokens outside the vocabulary or longer than a table of positions, and weights that are NaN or
+            infinite or can't be indexed; later, for inputs of a layer that are NaN or infinite.
         """
         check_bits(self, model, bits)
         shares = self._shares(bits, outliers)

@@ -1,5 +1,7 @@
 """How many orders without information do as well as the one that is judged."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import numpy as np

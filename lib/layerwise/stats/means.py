@@ -1,5 +1,7 @@
 """Means over windows, draws and models with their intervals, and tests of these means."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -79,15 +81,28 @@ def crossed_mean(values: ArrayLike, confidence: float = 0.95) -> Estimate:
 def over_models(
     values: ArrayLike, low: ArrayLike, high: ArrayLike, possible: tuple[float, float] = (-np.inf, np.inf)
 ) -> Estimate:
-    """Mean of one quantity of several trained models `[n]`, each with the 95 % interval of its evaluation.
+    """Mean of one quantity of several trained models, each with the 95 % interval of its evaluation.
 
-    The interval covers other models of that kind and other evaluation text, which the models share: the squares of
-    Student's reach over models and of the models' mean reach to that side are added, as in `crossed_mean`. The part of
-    the evaluation's noise that is a model's own is in the spread between models too, so the interval errs on the wide
-    side, the more so the more models there are. A single model keeps its own interval, which says nothing of others.
-    Student's t of two models reaches far: the interval is cut at the least and the most that is `possible`.
+    Parameters
+    ----------
+    values, low, high
+        `[n]` each, one for each model.
+    possible
+        Student's t of two models reaches far: the interval is cut at the least and the most that is possible.
 
-    Low and high are NaN where a model's are. Raises ValueError for no model, or another shape.
+    Returns
+    -------
+    value, low, high
+        The interval covers other models of that kind and other evaluation text, which the models share: the squares of
+        Student's reach over models and of the models' mean reach to that side are added, as in `crossed_mean`. The part
+        of the evaluation's noise that is a model's own is in the spread between models too, so the interval errs on the
+        wide side, the more so the more models there are. A single model keeps its own interval, which says nothing of
+        others. Low and high are NaN where a model's are.
+
+    Raises
+    ------
+    ValueError
+        For no model, or another shape.
     """
     value, below, _ = mean(values)
     values, low, high = (np.asarray(each, np.float64) for each in (values, low, high))

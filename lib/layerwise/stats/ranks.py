@@ -1,5 +1,7 @@
 """Rank correlations of two orders of blocks, plain and beyond what a third thing, such as depth, says of both."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 
 import numpy as np
@@ -20,19 +22,29 @@ def rank_correlation(
 ) -> Estimate:
     """Spearman's correlation of two orders of blocks, with a 95 % percentile bootstrap interval.
 
-    `x` and `y` are values per block `[L]`, or per block and window `[L, n]`, then averaged over windows; the two may
-    have different windows (a score is measured on calibration text, damage on test text), drawn independently.
-    Ties share their mean rank. Leave block 0 out by passing `x[1:]`, `y[1:]`.
+    Parameters
+    ----------
+    x, y
+        Values per block `[L]`, or per block and window `[L, n]`, then averaged over windows; the two may have different
+        windows (a score is measured on calibration text, damage on test text), drawn independently. Ties share their
+        mean rank. Leave block 0 out by passing `x[1:]`, `y[1:]`.
+    over
+        What is drawn again, and so what the interval covers. "windows": how well this text pins down the correlation
+        *of these blocks*; values `[L]` have no windows to draw. "blocks": how much it rests on single blocks, as if the
+        blocks were a sample. They are not: they are all that the model has, and neighbours are alike. With fewer than
+        ten blocks read it as a warning, not as a test.
+    given
+        What is known of each block, such as its depth, `[L]`, or several such things, `[k, L]`: the correlation is then
+        the partial one, of what remains of the ranks of `x` and `y` after a linear fit on the ranks of these; NaN where
+        nothing remains.
+    draws, seed
+        Of the bootstrap.
 
-    With `given`, one thing or several that are known of each block, `[L]` or `[k, L]`, such as its depth, it is the
-    partial correlation: that of what remains of the ranks of `x` and `y` after a linear fit on the ranks of these. NaN
-    where nothing remains.
-
-    `over` says what is drawn again, and so what the interval covers:
-
-    - "windows": how well this text pins down the correlation *of these blocks*. Values `[L]` have no windows to draw.
-    - "blocks": how much the correlation rests on single blocks, as if the blocks were a sample. They are not: they are
-      all that the model has, and neighbours are alike. With fewer than ten blocks read it as a warning, not as a test.
+    Raises
+    ------
+    ValueError
+        For fewer than 3 blocks and one more for each thing given, different ones in `x` and `y`, missing or infinite
+        values, and an unknown `over`.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     for name, values in (("x", x), ("y", y)):
