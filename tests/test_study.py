@@ -77,6 +77,21 @@ def test_quality_is_what_compress_and_compare_give(study):
     assert list(long["window"].unique()) == [0, 1, 2] and len(long) == 9
 
 
+def test_choices_rest_on_calibration_text(study):
+    first = study()
+    plan = lw.plans.bits(first.shapes["6L"], np.arange(6), 3, 8, 2)
+    slices = lw.plans.constant_slices(first.shapes["6L"], 0.3)
+    cases = [first.case("6L", plan, "rtn", kind="bits"), first.case("6L", slices, n=4, kind="slices")]
+    seen = first.quality("seen", cases, split="calibration")
+    unseen = first.quality("unseen", cases)
+    model, text = first.models["6L"], first.text("6L", "calibration", first.test_windows)
+    for i, case in enumerate(cases):
+        small = lw.compress(model, case.plan, tokens=case.calibration, quantizer="rtn")
+        expected = lw.evaluation.window_differences(small, model, text)[0]
+        np.testing.assert_allclose(seen.filter(regex=r"^w\d").iloc[i], expected, atol=1e-5)
+    assert not set(seen["key"]) & set(unseen["key"]) and (seen["loss"] != unseen["loss"]).all()
+
+
 def test_what_is_known_is_not_run_again_and_labels_decide_nothing(study, monkeypatch):
     ran = counted(monkeypatch)
     score = study().score("6L", lw.scores.lim, n=4)
