@@ -131,8 +131,8 @@ def known(depth_share, own, seed=0):
 
 
 def test_knowledge_given_depth():
-    (by_depth,) = claims.knowledge(*known(0.4, 0.0, seed=1)).to_dict("records")
-    assert by_depth["correlation"] > 0.8 and by_depth["low"] > 0 and by_depth["depth"] > 0.8
+    (by_depth,) = claims.knowledge(*known(0.25, 0.0, seed=2)).to_dict("records")
+    assert by_depth["correlation"] > 0.5 and by_depth["low"] > 0 and by_depth["depth"] > 0.5
     assert by_depth["partial_low"] < 0 < by_depth["partial_high"]
     (beyond,) = claims.knowledge(*known(0.3, 2.0)).to_dict("records")
     assert beyond["partial"] > 0.8 and beyond["partial_low"] > 0

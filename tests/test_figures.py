@@ -299,14 +299,14 @@ def test_orders_are_lines_of_quality_and_random_ones_a_band_of_their_draws():
     bands = [np.round(band.get_paths()[0].vertices, 6).tolist() for band in axes[0].collections]
     low, high = np.round(random.quantile([0.05, 0.95], axis=1).to_numpy()[:, 3], 6)
     assert len(bands) == 2 and [3.0, low] in bands[0] and [3.0, high] in bands[0]
-    assert {"dense", "90 %"} <= set(words(axes))
+    assert {"dense", "97.5 %"} <= set(words(axes))
 
 
 def test_accuracy_is_drawn_as_it_is_beside_that_of_the_dense_model():
     (ax,) = figures.orders(plans_rows(("LIM",), ("4→2",)), y="accuracy")
     lines = {line.get_color(): line for line in ax.get_lines()}
     assert lines[figures.COLOURS[0]].get_ydata()[0] == 80 and lines["black"].get_ydata()[0] == 82
-    assert "dense" in words([ax]) and "90 %" not in words([ax]) and ax.get_ylabel() == "accuracy, %"
+    assert "dense" in words([ax]) and "97.5 %" not in words([ax]) and ax.get_ylabel() == "accuracy, %"
 
 
 def test_one_width_for_all_blocks_is_a_line_through_its_widths():
