@@ -132,6 +132,13 @@ def test_functions_are_told_apart_by_what_they_bring_along(tmp_path):
             sweep(untold)
 
 
+def test_a_point_that_no_row_can_hold_is_told_before_any_work(tmp_path):
+    calls = []
+    with pytest.raises(TypeError, match="a set, which a row can't hold"):
+        lw.sweep([{"x": 1}, {"x": {1, 2}}], counted(calls), store=tmp_path)
+    assert not calls
+
+
 def test_a_failed_point_is_a_row_and_is_tried_again(tmp_path):
     broken = [True]
 
