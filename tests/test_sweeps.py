@@ -127,10 +127,16 @@ def test_functions_are_told_apart_by_what_they_bring_along(tmp_path):
         return n * recursive(n - 1) if n else 1
 
     assert sweep(decorated, recursive) == [6, 6]
-    with pytest.raises(ValueError, match="score brings along what a point can't hold: .* is a object"):
-        sweep(closing(object()))
-    with pytest.raises(ValueError, match="belongs to an object, which its source doesn't tell"):
-        sweep(Store(tmp_path, "").check_writable)
+    for untold in (closing(object()), Store(tmp_path).check_writable):
+        with pytest.raises(ValueError, match="can't be told from others of its kind"):
+            sweep(untold)
+
+
+def test_a_point_that_no_row_can_hold_is_told_before_any_work(tmp_path):
+    calls = []
+    with pytest.raises(TypeError, match="a set, which a row can't hold"):
+        lw.sweep([{"x": 1}, {"x": {1, 2}}], counted(calls), store=tmp_path)
+    assert not calls
 
 
 def test_a_failed_point_is_a_row_and_is_tried_again(tmp_path):

@@ -27,11 +27,12 @@ class Ledger:
 
     A table `FOLDER/CHAPTER/NAME.csv` has a column `key` (see `known.key`), labels, and what was measured; beside it
     NAME.json tells which columns are labels, and for each `run` in the column of that name its provenance. A result may
-    have several rows, and stand in several tables.
+    have several rows, and stand in several tables. If `clean`, results of one's own from code with changes that no
+    commit has count as none: they can't be committed.
     """
 
-    def __init__(self, folder, own):
-        self.folder, self.own = Path(folder), Path(own)
+    def __init__(self, folder, own, clean: bool = False):
+        self.folder, self.own, self.clean = Path(folder), Path(own), clean
         self.committed: dict[str, Result] = {}
         for path in sorted(self.folder.glob("*/*.csv")):
             self._read(path)
@@ -64,7 +65,8 @@ class Ledger:
         file = self.own / f"{key}.json"
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
-            return Result(told["rows"], told["provenance"])
+            result = Result(told["rows"], told["provenance"])
+            return None if self.clean and not is_clean(result.origin) else result
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError):

@@ -1,18 +1,14 @@
-"""Finished points of a sweep, a file each, under a name that says all that decides them; files that appear whole or not
-at all."""
+"""Finished points of a sweep, a file each; files that appear whole or not at all."""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,20 +21,14 @@ class StoreError(OSError):
 
 
 class Store:
-    """A folder of finished points; several processes may work with one, each file is put in place in one step.
+    """A folder of finished points; several processes may work with one, each file is put in place in one step."""
 
-    `code` is the text of what turns points into rows. A file's name is a digest of it, of the point, and of the source
-    of what computes in this library.
-    """
+    def __init__(self, folder):
+        self.folder = Path(folder)
 
-    def __init__(self, folder, code: str):
-        self.folder, self.code = Path(folder), code
-
-    def file(self, point: Mapping) -> Path:
-        """Where the rows of a point are, or will be."""
-        text = json.dumps(point, sort_keys=True, default=_known_by)
-        name = hashlib.sha256("\n".join([_library(), self.code, text]).encode()).hexdigest()[:32]
-        return self.folder / f"{name}.json"
+    def file(self, key: str) -> Path:
+        """Where the rows of the point of that key are, or will be."""
+        return self.folder / f"{key}.json"
 
     def read(self, file: Path) -> list[dict] | None:
         """Rows of a finished point; None if there are none. A file that isn't whole is reported, and counts as none."""
@@ -103,36 +93,6 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-def source_text(function: Callable | None) -> str:
-    """A text that changes when the function does."""
-    if function is None:
-        return ""
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError) as error:
-        raise ValueError(
-            f"the source of {function!r} can't be read, so a changed version of it couldn't be told from this one: "
-            "pass a function that is defined in a notebook cell or a file"
-        ) from error
-
-
-def _known_by(value):
-    """What tells a field of a point from others: of a function its source, and the values that it brings along."""
-    if not callable(value):
-        return plain(value)
-    if inspect.ismethod(value):
-        raise ValueError(f"{value.__qualname__} belongs to an object, which its source doesn't tell: give a function")
-    value = inspect.unwrap(value)  # from decorators such as torch.inference_mode(), as its source is
-    cells = getattr(value, "__closure__", None) or ()
-    try:
-        closed = [cell.cell_contents for cell in cells]
-        brought = [[each for each in closed if each is not value]]  # a function may call itself
-        brought += [getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None)]
-        return [source_text(value), json.dumps(brought, sort_keys=True, default=_known_by)]
-    except (TypeError, RecursionError) as error:
-        raise ValueError(f"{value.__qualname__} brings along what a point can't hold: {error}") from error
-
-
 def plain(value):
     """A NumPy value as what JSON can hold; raises TypeError for what it can't."""
     if isinstance(value, np.generic):
@@ -140,13 +100,3 @@ def plain(value):
     if isinstance(value, (np.ndarray, tuple)):
         return list(value)
     raise TypeError(f"{value!r} is a {type(value).__name__}, which a row can't hold: use numbers, text, lists or dicts")
-
-
-@cache
-def _library() -> str:
-    """The sources of this library, but for those that only show what was computed; the items of its tasks too."""
-    folder = Path(__file__).parents[1]
-    shown = [folder / "figures", folder / "book", folder / "claims"]
-    files = [*sorted(folder.rglob("*.py")), *sorted((folder / "world" / "tasks").glob("*.*l"))]
-    files = [file for file in files if not any(file.is_relative_to(path) for path in shown)]
-    return "\n".join(file.read_text(encoding="utf-8") for file in files)

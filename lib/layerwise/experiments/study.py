@@ -60,8 +60,7 @@ class Study:
     ):  # fmt: skip
         self.chapter, self.corpus, self.length, self.full = chapter, corpus, length, full
         self.executor = executor
-        self._commits = full and is_clean(provenance())
-        self.ledger = Ledger(results, rows)
+        self.ledger = Ledger(results, rows, clean=full and is_clean(provenance()))
         self.models, self.tokenizers, self.paths = {}, {}, {}
         for name, path, loaded in _loaded(models):
             self.models[name], self.tokenizers[name] = loaded
@@ -215,7 +214,7 @@ class Study:
 
     def _table(self, table: str, asked: list[tuple], quick, how: str, **settings) -> pd.DataFrame:
         """Rows of all that is asked, in order: what isn't known is run by a method of `Runner`."""
-        results = {name: self._known_result(name) for _, name in asked}
+        results = {name: self.ledger.find(name) for _, name in asked}
         wanted = {name: case for case, name in reversed(asked) if self.full or quick(case.labels)}
         missing = {name: case for name, case in wanted.items() if results[name] is None}
         for name, rows, origin in self._run(table, missing, how, settings):
@@ -238,11 +237,6 @@ class Study:
             labels = list(dict.fromkeys(label for case, _ in asked for label in case.labels))
             self.ledger.commit(self.chapter, table, found, labels, {n: r for n, r in results.items() if r})
         return found
-
-    def _known_result(self, name):
-        found = self.ledger.find(name)
-        # What goes into `results/` has to be made by code that is committed.
-        return None if self._commits and found and not is_clean(found.origin) else found
 
     def _run(self, table: str, missing: Mapping, how: str, settings: Mapping):
         """Run what is missing, each finished one handed out at once; a warning tells what failed."""

@@ -7,6 +7,7 @@ rerun computes only what is missing.
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import threading
 import time
@@ -23,7 +24,8 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from layerwise.experiments.store import Store, plain, source_text
+from layerwise.experiments.known import key
+from layerwise.experiments.store import Store, plain
 from layerwise.provenance import provenance
 
 
@@ -46,9 +48,9 @@ def sweep(
 
     `run(point)`, or `run(point, shared)` with `shared = setup()` made once and only if something is left to run,
     returns a dict or a list of dicts; a row is the point's fields plus these, plus `seconds` for the whole point.
-    A point is known again by its fields, the source of `run` and `setup`, and the source of what computes in this
-    library. What else those two call or take from around them is not looked into: put it into the points (of a model,
-    its `fingerprint`), or start another store.
+    A point is known again by its fields, the source of `run` and `setup`, and `COMPUTATION` of this library (see
+    `known`). What those two call or take from around them is not looked into: put it into the points (of a model, its
+    `fingerprint`), or start another store.
 
     `executor` is anything with the interface of `concurrent.futures`, such as Dask's `Client.get_executor()`; without
     one all is run in this process. Each worker makes `shared` once, keeps it until its next sweep, and fails its points
@@ -58,15 +60,16 @@ def sweep(
     A point that fails is a row with its fields and an `error`; the others go on, a warning at the end says which
     failed, and a rerun tries them again. One for which memory doesn't suffice is tried again at half of its field
     `batch`, if it has one, before it counts as failed; the row then has the batch that it was run with. Points are
-    settings that JSON can hold, or functions, which are known by their source, and by their defaults and what they
-    close over, which JSON has to hold too; they appear in rows by their name.
+    settings that JSON can hold, or functions, which are known by their code and all that it uses; they appear in rows
+    by their name.
 
     Several processes may sweep with one store at a time: each looks, before it runs a point here, whether another has
     finished it. Raises StoreError where rows can't be written; what was finished before is kept.
     """
     points = [dict(point) for point in points]
-    kept = Store(store, source_text(run) + source_text(setup))
-    files = [kept.file(point) for point in points]
+    json.dumps([_named(point) for point in points], default=plain)  # what a row can't hold is told before any work
+    kept, code = Store(store), [_source(run), setup and _source(setup)]
+    files = [kept.file(key({"code": code, "point": point})) for point in points]
     found = {file: kept.read(file) for file in files}
     missing = {file: point for file, point in zip(files, points, strict=True) if found[file] is None}
     if missing:
@@ -87,6 +90,17 @@ def sweep(
         listed = "\n  ".join(failures)
         warnings.warn(f"{len(failures)} of {len(points)} points failed:\n  {listed}", stacklevel=2)
     return pd.DataFrame([row for file in files for row in found[file]])
+
+
+def _source(function: Callable) -> str:
+    """A text that changes when the function does."""
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError) as error:
+        raise ValueError(
+            f"the source of {function!r} can't be read, so a changed version of it couldn't be told from this one: "
+            "pass a function that is defined in a notebook cell or a file"
+        ) from error
 
 
 def _here(missing, run, setup, kept) -> Iterator[tuple[Path, Outcome]]:
@@ -185,4 +199,7 @@ def _rows(point, run, shared) -> list[dict]:
 
 
 def _named(point):
-    return {name: value.__name__ if callable(value) else value for name, value in point.items()}
+    return {
+        name: getattr(value, "__name__", type(value).__name__) if callable(value) else value
+        for name, value in point.items()
+    }
