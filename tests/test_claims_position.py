@@ -47,7 +47,7 @@ def losses(harm_of_lr=0.0, ramp=-0.05, draws=5, samples=39, windows=24, constant
 
     def add(plan, base, shift, draw=0, sample=0):
         loss = constant + mean + shift + text + rng.normal(0, 0.01, windows)
-        of = {"model": "m", "plan": plan, "mean": mean, "base": base, "draw": draw, "sample": sample}
+        of = {"model": "m", "blocks": L, "plan": plan, "mean": mean, "base": base, "draw": draw, "sample": sample}
         rows.extend(of | {"window": w, "loss": value} for w, value in enumerate(loss))
 
     for mean in (0.1, 0.2):
@@ -76,7 +76,9 @@ def test_widths_by_a_score_must_beat_the_best_ramp():
     assert found.verdict == "holds" and found.claim == "LR beyond position" and found.unit == "%"
     assert found.low < 100 * math.expm1(-0.1) < found.high < 0 and "0 of 39 orders" in found.reason
     alike = losses(harm_of_lr=-0.05)
-    assert claims.slices_beyond_position(alike, choice(alike)).verdict == "can't tell"
+    assert claims.slices_beyond_position(alike, choice(alike)).verdict == "doesn't hold"  # 1 % is ruled out
+    few = losses(harm_of_lr=-0.15, draws=4)
+    assert "not decided here, by 4 calibration draws of 5" in claims.slices_beyond_position(few, choice(few)).reason
     worse = claims.slices_beyond_position(losses(), choice(losses()))
     assert worse.verdict == "doesn't hold" and worse.low > 0
     assert "against early first, block 0 kept, which measures nothing" in worse.reason
@@ -109,7 +111,7 @@ def test_random_widths_rarely_pass_for_those_of_a_score():
     found = []
     for seed in range(100):  # LR's plan is one more random one, and the ramps are bad
         rng = np.random.default_rng(1000 + seed)
-        rows = losses(harm_of_lr=rng.normal(0, 0.03 / math.sqrt(2)), ramp=0.2, draws=2, windows=8, seed=seed)
+        rows = losses(harm_of_lr=rng.normal(0, 0.03 / math.sqrt(2)), ramp=0.2, windows=8, seed=seed)
         rows = rows[(rows["plan"] != "LR") | (rows["base"] == 0)]
         found.append(claims.slices_beyond_position(rows, choice(rows)).verdict)
     assert found.count("holds") <= 12  # 5 % of 100, and 3 standard deviations
@@ -132,10 +134,15 @@ def known(depth_share, own, seed=0):
 
 def test_knowledge_given_depth():
     (by_depth,) = claims.knowledge(*known(0.25, 0.0, seed=2)).to_dict("records")
-    assert by_depth["correlation"] > 0.5 and by_depth["low"] > 0 and by_depth["depth"] > 0.5
+    assert by_depth["correlation"] > 0.5 and by_depth["correlation_low"] > 0 and by_depth["depth"] > 0.5
     assert by_depth["partial_low"] < 0 < by_depth["partial_high"]
+    u_shaped, damage = known(0.0, 0.0)  # both know the ends, and no more
+    damage["value"] += 3 * np.abs(2 * damage["block"] - L + 1)
+    u_shaped["value"] += 3 * np.abs(2 * u_shaped["block"] - L + 1)
+    (ends,) = claims.knowledge(u_shaped, damage).to_dict("records")
+    assert ends["partial"] > 0.9 and not ends["beyond"] > 0.6
     (beyond,) = claims.knowledge(*known(0.3, 2.0)).to_dict("records")
-    assert beyond["partial"] > 0.8 and beyond["partial_low"] > 0
+    assert beyond["partial"] > 0.8 and beyond["partial_low"] > 0 and beyond["beyond"] > 0.7
     assert stats.Luck(beyond["as_good"], beyond["drawn"]).p < 0.01
     scores, damage = known(1.0, 0.0)
     (same,) = claims.knowledge(scores.assign(value=scores["block"]), damage).to_dict("records")

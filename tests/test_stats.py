@@ -216,9 +216,11 @@ def test_rank_luck_counts_the_permutations_that_agree_as_well():
 
 
 def test_luck_is_told_with_its_exact_upper_limit():
-    assert stats.luck(0.5, [0.4, 0.5, 0.6]) == stats.Luck(2, 3) and stats.Luck(2, 3).p == 3 / 4
+    assert stats.luck(0.5, [0.4, 0.5, 0.6]) == stats.Luck(2, 3, 2) and stats.Luck(2, 3).p == 3 / 4
+    assert stats.luck(0.3, [0.1 + 0.2]) == (1, 1, 1)  # equal but for rounding
+    assert stats.Luck(2, 30, 28).opposite == (28, 30, 2)
     none = stats.luck(1, np.zeros(199))
-    assert none == (0, 199) and none.p == 1 / 200 and none.most == pytest.approx(1 - 0.05 ** (1 / 199))
+    assert none == (0, 199, 199) and none.p == 1 / 200 and none.most == pytest.approx(1 - 0.05 ** (1 / 199))
     assert reference.binom.cdf(7, 199, stats.Luck(7, 199).most) == pytest.approx(0.05)
     assert stats.Luck(5, 5).most == 1
 
@@ -244,14 +246,23 @@ def test_a_partial_correlation_is_that_of_what_depth_leaves():
         stats.rank_correlation(x[:3], y[:3], given=depth[:3])
 
 
-def test_partial_luck_is_right_where_only_depth_agrees():
+@pytest.mark.parametrize("L", [8, 12, 24])
+def test_partial_luck_is_right_where_only_position_agrees(L):
     rng = np.random.default_rng(4)
-    depth = np.arange(16)
-    p = [
-        stats.rank_luck(depth + 4 * rng.normal(size=16), depth + 4 * rng.normal(size=16), depth, times=400).p
-        for _ in range(300)
-    ]
-    assert 0.02 < np.mean(np.array(p) < 0.05) < 0.09
+    depth = np.arange(L)
+    place = [depth, np.abs(2 * depth - L + 1)]
+    p = []
+    for _ in range(400):
+        x, y = (depth + L / 4 * rng.normal(size=L) for _ in "xy")
+        p.append(stats.rank_luck(x, y, place, times=300).p)
+    assert 0.02 < np.mean(np.array(p) < 0.05) < 0.085
+
+
+def test_perfect_agreement_of_few_blocks_is_no_proof():
+    found = stats.rank_correlation(np.arange(6), np.arange(6))
+    assert found.value == found.high == 1 and 0 < found.low < 0.95
+    turned = stats.rank_correlation(np.arange(6), -np.arange(6))
+    assert turned.value == turned.low == -1 and turned.high == -found.low
 
 
 def test_the_interval_over_models_covers_models_and_the_text_that_they_share():

@@ -178,11 +178,11 @@ def check_plans(rows: pd.DataFrame, keys: list[str], windows: list[str]) -> None
             raise ValueError(f"{', '.join(f'{name} {rows.loc[bad, name].iloc[0]}' for name in keys)} {what}")
 
 
-def best_by_position(choice: pd.DataFrame) -> str:
-    """The order of `plans.by_position` that costs least over the sweep, on text that doesn't judge it.
+def best_by_position(choice: pd.DataFrame, level: float | None = None) -> str:
+    """The order of `plans.by_position` that costs least over the sweep, or lasts longest within a `level` of quality.
 
-    `choice` are rows as for `read_orders`, of one setting, measured on calibration text, with all of `RAMPS`. Raises
-    ValueError where one is missing, or as `read_orders` does.
+    `choice` are rows as for `read_orders`, of one setting, measured on calibration text, which doesn't judge, with all
+    of `RAMPS`. Raises ValueError where one is missing, or as `read_orders` does.
     """
     if absent := [order for order in RAMPS if order not in set(choice["order"])]:
         raise ValueError(
@@ -190,8 +190,8 @@ def best_by_position(choice: pd.DataFrame) -> str:
             "best of them, measured on calibration text"
         )
     sweep = read_orders(choice, list(RAMPS))
-    means = {order: float(sweep.area(order).mean()) for order in RAMPS}
-    return min(means, key=means.__getitem__)
+    lasts = {order: sweep.shares(order, level).estimate.value if level else 0.0 for order in RAMPS}
+    return min(RAMPS, key=lambda order: (-lasts[order], sweep.area(order).mean()))
 
 
 def untested(sweep: Sweep, order: str, level: float) -> str:

@@ -23,7 +23,9 @@ def tolerated(rows: pd.DataFrame, level: float = CLOSE) -> pd.DataFrame:
     One row per model and kind: value with its 95 % interval, low and high, a bootstrap over windows and, where there
     are several, over draws, whose mean it is. Quality is the dense model's perplexity divided by the plan's; it is
     interpolated linearly in the share. `censored` says that in some draw quality is outside the level at the smallest
-    share, or never leaves it: the value is then the smallest, or the largest, share that was measured.
+    share, or never leaves it: the value is then the smallest, or the largest, share that was measured. It also
+    says that the mean over draws is outside at the first step from there: the value is then a part of what was
+    measured, such as a block.
 
     Raises ValueError for a level outside (0, 1), and for rows that lack a column or a finite loss, repeat a plan, have
     a share outside [0, 1], or draws with different shares.
@@ -48,7 +50,8 @@ def tolerated(rows: pd.DataFrame, level: float = CLOSE) -> pd.DataFrame:
             raise ValueError(f"{model}, {kind}: every draw needs the same shares")
         loss = np.stack([draw[own].to_numpy(float) for draw in draws])  # [draws, shares, n]
         n, each = len(own), loss.mean(axis=2)
-        censored = (each[:, 0] > -np.log(level)).any() or (each <= -np.log(level)).all(axis=1).any()
+        limit = -np.log(level)
+        censored = (each[:, 0] > limit).any() or (each <= limit).all(axis=1).any() or (each[:, 1:2].mean() > limit)
         value = share_left(share, each, level).clip(share[0], share[-1]).mean()
         counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=TIMES)
         resampled = share_left(share, np.tensordot(counts / n, loss, axes=(1, 2)), level).clip(share[0], share[-1])

@@ -7,7 +7,7 @@ import pandas as pd
 
 from layerwise import stats
 from layerwise.claims.differences import percent
-from layerwise.claims.verdict import Verdict, in_words, more_than_luck, turned
+from layerwise.claims.verdict import Part, Verdict, in_words, more_than_luck, turned
 
 
 def q2(rows: pd.DataFrame, plan: str, uniform: str = "uniform", random: str = "random") -> Verdict:
@@ -50,6 +50,7 @@ def q2(rows: pd.DataFrame, plan: str, uniform: str = "uniform", random: str = "r
         f"At equal bytes {plan} changes perplexity by {in_words(change, '%')} against {uniform}: {why}.",
         rows,
         chance,
+        (Part(turned(change), 0, "%"),),
     )
 
 

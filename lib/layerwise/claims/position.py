@@ -13,6 +13,8 @@ from layerwise.claims import block_orders
 from layerwise.claims.differences import percent
 from layerwise.claims.verdict import (
     CANNOT_TELL,
+    NATS,
+    Part,
     Verdict,
     a_gain,
     all_of,
@@ -24,6 +26,8 @@ from layerwise.claims.verdict import (
 from layerwise.stats import Estimate, Luck
 
 KEPT = "random, ends kept"  # drawn at random, with the ends where most scores have them
+FEW = 199  # orders that keep the ends, at most, are too few for one of them to be rare
+DRAWS = 5  # of calibration text that a verdict on perplexity needs
 TWICE = math.log(2)  # nats: where constant slicing more than doubles the dense perplexity, both models are wrecked
 
 
@@ -35,39 +39,45 @@ def beyond_position(rows: pd.DataFrame, choice: pd.DataFrame, order: str = "LIM"
     over the sweep by the best ramp minus that by the order, in nats per token, positive = the order is better, paired
     over windows.
 
-    It holds where the order is better than that ramp (`verdict.a_gain`, any gain counts) and than random orders of
-    either kind (`verdict.more_than_luck`); it doesn't where one of them is better. Those that keep the ends are no
-    rivals on a model whose ends matter least. Raises ValueError as `read_orders` and `best_by_position` do.
+    It holds where the order is better than that ramp (`verdict.a_gain`, from 0.01 nats) and than random orders of
+    either kind (`verdict.more_than_luck`); it doesn't where one of these is ruled out. Those that keep the ends are no
+    rivals on a model whose ends matter least, hence both kinds; where they are few, since the blocks are, none can be
+    lucky enough among them, and only the gain over them counts. Raises ValueError as `read_orders` and
+    `best_by_position` do.
     """
     ramp = block_orders.best_by_position(choice)
     sweep = block_orders.against_random(rows, order, KEPT, ramp, "random")
     beyond = stats.mean(block_orders.saved(sweep, order, ramp)[0])
-    knows, why_knows = a_gain(beyond, 0, "nats")
+    knows, why_knows = a_gain(beyond, NATS, "nats")
     savings = {random: block_orders.saving(sweep, order, random) for random in block_orders.RANDOM}
-    more, why_more, luck = _against_each(savings)
+    more, why_more, luck = _against_each(savings, sweep.blocks)
     reason = (
         f"In the sweep ({sweep.name}) {order} saves {in_words(beyond, 'nats')} on average against {ramp}, which "
         f"measures nothing: {why_knows}; {why_more}."
     )
-    statement = f"{order} orders layers better than any ramp over depth, and than random orders."
-    return Verdict(f"{order} beyond position", statement, all_of([knows, more]), *beyond, "nats", reason, rows, luck)
+    statement = f"{order} orders layers better than the best ramp over depth, and than random orders."
+    parts = (Part(beyond, NATS, "nats"), *(Part(gain, NATS, "nats") for gain, _ in savings.values()))
+    return Verdict(
+        f"{order} beyond position", statement, all_of([knows, more]), *beyond, "nats", reason, rows, luck, parts
+    )
 
 
 def slices_beyond_position(rows: pd.DataFrame, choice: pd.DataFrame, plan: str = "LR") -> Verdict:
     """Whether widths that follow a score are better than widths that follow from where blocks sit.
 
-    Rows of one model, all plans of one mean of the same size: plan, mean, base, draw (of calibration text), sample (of
-    random plans; 0 for others), window, and loss, minus the dense model's, in nats per token. `choice` has plan, mean,
-    base and loss on calibration text, of the plan and of those by position: at each mean it decides which base the plan
-    is judged at, and which plan by position at which base is its rival. Means at which the plan "constant" more than
-    doubles perplexity are left out. The plans "random" and "random, ends kept" deal the score's values out to other
-    blocks, at that base.
+    Rows of one model, all plans of one mean of the same size: blocks (their number), plan, mean, base, draw (of
+    calibration text), sample (of random plans; 0 for others), window, and loss, minus the dense model's, in nats per
+    token. `choice` has plan, mean, base and loss on calibration text, of the plan and of those by position: at each
+    mean it decides which base the plan is judged at, and which plan by position at which base is its rival. Means at
+    which the plan "constant" more than doubles perplexity are left out. The plans "random" and "random, ends kept" deal
+    the score's values out to other blocks, at that base.
 
     The effect is the change of perplexity by the plan against the rival in %, negative = the score is better, mean over
-    means, paired over draws and windows. It holds where that is a gain (`verdict.a_gain`), and one over random plans
-    too (`verdict.more_than_luck`). Raises ValueError for rows that lack a column or a plan that is asked for.
+    means, paired over draws and windows. It holds where that is a gain (`verdict.a_gain`, from
+    1 %), and one over random plans too (`verdict.more_than_luck`); it isn't decided by fewer than 5 draws of
+    calibration text. Raises ValueError for rows that lack a column or a plan that is asked for.
     """
-    needed = ["model", "plan", "mean", "base", "draw", "sample", "window", "loss"]
+    needed = ["model", "blocks", "plan", "mean", "base", "draw", "sample", "window", "loss"]
     if missing := [name for name in needed if name not in rows]:
         raise ValueError(f"the rows lack {', '.join(missing)}; needed are {', '.join(needed)}")
     rows = within_twice(rows)
@@ -89,17 +99,21 @@ def slices_beyond_position(rows: pd.DataFrame, choice: pd.DataFrame, plan: str =
         reason = "At every mean constant slicing more than doubles perplexity, so there is nothing to judge."
         return Verdict(f"{plan} beyond position", statement, CANNOT_TELL, np.nan, np.nan, np.nan, "%", reason, rows)
     change = percent(stats.crossed_mean(np.mean(beyond, axis=0)))
-    knows, why_knows = a_gain(turned(change), 0, "%")
+    knows, why_knows = a_gain(turned(change), 1, "%")
     gains = {random: np.mean(savings, axis=0) for random, savings in over_random.items()}
-    more, why_more, luck = _against_each(
-        {random: (stats.crossed_mean(gain), stats.luck(0, -gain.mean(axis=1))) for random, gain in gains.items()}
-    )
+    against = {r: (stats.crossed_mean(gain), stats.luck(0, -gain.mean(axis=1))) for r, gain in gains.items()}
+    blocks = int(rows["blocks"].iloc[0])
+    more, why_more, luck = _against_each(against, blocks)
+    verdict = all_of([knows, more])
+    if (draws := len(beyond[0])) < DRAWS:
+        verdict, why_more = CANNOT_TELL, f"not decided here, by {counted(draws, 'calibration draw')} of {DRAWS}"
     reason = (
         f"Over {counted(len(rivals), 'mean slice')}, {plan} changes perplexity by {in_words(change, '%')} against "
         f"{' and '.join(dict.fromkeys(rivals))}, which measures nothing: {why_knows}; "
         f"{why_more}."
     )
-    return Verdict(f"{plan} beyond position", statement, all_of([knows, more]), *change, "%", reason, rows, luck)
+    parts = (Part(turned(change), 1, "%"), *(Part(gain, NATS, "nats") for gain, _ in against.values()))
+    return Verdict(f"{plan} beyond position", statement, verdict, *change, "%", reason, rows, luck, parts)
 
 
 def within_twice(rows: pd.DataFrame, constant: str = "constant") -> pd.DataFrame:
@@ -114,36 +128,42 @@ def within_twice(rows: pd.DataFrame, constant: str = "constant") -> pd.DataFrame
 
 
 def knowledge(scores: pd.DataFrame, damage: pd.DataFrame) -> pd.DataFrame:
-    """How scores agree with measured damage, by rank: as they are, and given how deep a block sits.
+    """How scores agree with measured damage, by rank: as they are, and given where a block sits.
 
     `scores`: model, score, block, value (higher = more important); `damage`: model, kind, block, window, value (higher
-    = worse). A row per model, score and kind: `correlation` and `partial`, each with a 95 % interval over blocks and
-    windows (`_low`, `_high`), and the luck of the second, `as_good` of `drawn` random orders. `depth` is how depth
-    itself agrees with the damage. Where depth explains a score whole, partial is NaN, for nothing remains of it.
+    = worse). A row per model, score and kind: `correlation`; `partial`, given depth; and `beyond`, given depth, which
+    block is the first, and in models of ten blocks or more how far it is from the middle. Each has a 95 % interval over
+    blocks and windows (`_low`, `_high`), and the last the luck, `as_good` of `drawn` random orders. `depth` is how
+    depth itself agrees with the damage. NaN where nothing of a score remains.
     """
     found = []
     for (model, kind), part in damage.groupby(["model", "kind"], sort=False):
         harm = part.pivot(index="block", columns="window", values="value").to_numpy(float)
         depth = np.arange(len(harm))
+        place = [depth, depth == 0, np.abs(2 * depth - depth[-1])][: 3 if len(depth) >= 10 else 2]
         for score, values in scores[scores["model"] == model].groupby("score", sort=False):
             value = values.sort_values("block")["value"].to_numpy(float)
             row = {"model": model, "kind": kind, "score": score}
-            row |= dict(zip(["correlation", "low", "high"], stats.rank_correlation(value, harm), strict=True))
-            partial = stats.rank_correlation(value, harm, given=depth)
-            row |= dict(zip(["partial", "partial_low", "partial_high"], partial, strict=True))
-            none = stats.Luck(0, 0) if np.isnan(partial.value) else stats.rank_luck(value, harm.mean(axis=1), depth)
-            row |= none._asdict() | {"depth": stats.rank_correlation(depth, harm, over=("windows",)).value}
-            found.append(row)
+            for name, given in {"correlation": None, "partial": depth, "beyond": place}.items():
+                estimate = stats.rank_correlation(value, harm, given=given)
+                row |= dict(zip([name, f"{name}_low", f"{name}_high"], estimate, strict=True))
+            luck = stats.Luck(0, 0)
+            if not np.isnan(row["beyond"]):
+                luck = stats.rank_luck(value, harm.mean(axis=1), place)
+            row |= {"as_good": luck.as_good, "drawn": luck.drawn}
+            found.append(row | {"depth": stats.rank_correlation(depth, harm, over=("windows",)).value})
     return pd.DataFrame(found)
 
 
-def _against_each(savings: Mapping[str, tuple[Estimate, Luck]]) -> tuple[str, str, Luck]:
-    """Verdict, why, and luck of a saving in nats against each kind of random plans: the worse luck of both."""
-    each = {random: more_than_luck(*saving, 0, "nats") for random, saving in savings.items()}
-    why = "; ".join(
-        f"against {random} {in_words(gain, 'nats')}: {each[random][1]}" for random, (gain, _) in savings.items()
-    )
-    return all_of(one for one, _ in each.values()), why, max((luck for _, luck in savings.values()), key=lambda x: x.p)
+def _against_each(savings: Mapping[str, tuple[Estimate, Luck]], blocks: int) -> tuple[str, str, Luck]:
+    """Verdict, why, and luck of a saving in nats against each kind of random plans: the worst luck that counts."""
+    lucks = [luck for random, (_, luck) in savings.items() if random != KEPT or math.factorial(blocks - 2) > FEW]
+    verdicts, whys = [], []
+    for random, (gain, luck) in savings.items():
+        judged = more_than_luck(gain, luck, NATS, "nats") if luck in lucks else a_gain(gain, NATS, "nats")
+        verdicts.append(judged[0])
+        whys.append(f"against {random} {in_words(gain, 'nats')}: {judged[1]}")
+    return all_of(verdicts), "; ".join(whys), max(lucks, key=lambda luck: luck.p)
 
 
 def _losses(rows: pd.DataFrame, plan: str, base: float, unit: str) -> pd.DataFrame:

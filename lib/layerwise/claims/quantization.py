@@ -17,6 +17,8 @@ from layerwise.claims.verdict import (
     CANNOT_TELL,
     DOES_NOT,
     HOLDS,
+    NATS,
+    Part,
     Verdict,
     a_gain,
     all_of,
@@ -75,7 +77,7 @@ def q1(
 
     Raises ValueError as `share_within` and `best_by_position` do, and for a rival that is not random.
     """
-    ramp = block_orders.best_by_position(choice)
+    ramp = block_orders.best_by_position(choice, level)
     sweep = block_orders.against_random(rows, order, rival, ramp)
     own, others, plain = (sweep.shares(name, level) for name in (order, rival, ramp))
     gain, beyond = (Estimate(*(100 * number for number in own.minus(each))) for each in (others, plain))
@@ -94,9 +96,15 @@ def q1(
         verdict, reason = CANNOT_TELL, f"{reason}; but {why}, so orders are not put to the test"
     statement = (
         f"By {order} quality stays within {100 * level:g} % of the original until at least {100 * BY_SCORE[0]:g} % of "
-        f"layers have lower bits, and longer than by {rival} and by any ramp over depth."
+        f"layers have lower bits, and longer than by {rival} and by the best ramp over depth."
     )
-    return Verdict(block_orders.named("Q1", rival), statement, verdict, *gain, "points", f"{reason}.", rows, luck)
+    parts = (
+        Part(Estimate(*(100 * (number - BY_SCORE[0]) for number in own.estimate)), 0, "points"),
+        Part(gain, LEAST, "points"),
+        Part(beyond, LEAST, "points"),
+    )
+    name = block_orders.named("Q1", rival)
+    return Verdict(name, statement, verdict, *gain, "points", f"{reason}.", rows, luck, parts)
 
 
 def q1_at_random(rows: pd.DataFrame, level: float = CLOSE, rival: str = "random") -> Verdict:
@@ -144,7 +152,7 @@ def q5(
     models and scores than one. `rows` are the sweep of one setting, fixed beforehand, with the score as an order;
     `choice` as for `block_orders.best_by_position`.
 
-    The claim has three parts, where any gain counts:
+    The claim has three parts; a gain of loss counts from 0.01 nats, 1 % of perplexity:
 
     - the score agrees with the damage: Spearman's rank correlation over blocks, with a bootstrap over blocks and
       windows, by `verdict.more_than_luck`; the luck is that of random permutations. It is the effect;
@@ -153,7 +161,7 @@ def q5(
     - and less than the best order that measures nothing, paired over windows, by `verdict.a_gain`.
 
     It holds where all do, and doesn't where one doesn't. In the verdict's rows a column `table` tells sweep, scores and
-    damage apart; its luck is that of the sweep.
+    damage apart; its luck is the worse of both.
 
     Raises ValueError as `read_orders` and `best_by_position` do, for a rival that is not random, and for scores or
     damage that do not cover the model's blocks once each or have no order.
@@ -169,27 +177,29 @@ def q5(
         raise ValueError("the score or the damage is the same for all blocks: that is no order")
     if harm.shape[1] < 2:
         correlation = Estimate(correlation.value, np.nan, np.nan)
-    agrees, why_agrees = more_than_luck(correlation, stats.rank_luck(value, harm.mean(axis=1)), 0, "rank correlation")
+    permuted = stats.rank_luck(value, harm.mean(axis=1))
+    agrees, why_agrees = more_than_luck(correlation, permuted, 0, "rank correlation")
     gain, luck = block_orders.saving(sweep, score, rival)
-    useful, why_useful = more_than_luck(gain, luck, 0, "nats")
+    useful, why_useful = more_than_luck(gain, luck, NATS, "nats")
     beyond = stats.mean(block_orders.saved(sweep, score, ramp)[0])
-    knows, why_knows = a_gain(beyond, 0, "nats")
+    knows, why_knows = a_gain(beyond, NATS, "nats")
     reason = (
         f"{score} and measured damage agree by {in_words(correlation, 'rank correlation')} over blocks: {why_agrees}; "
         f"in the sweep ({sweep.name}) its order saves {in_words(gain, 'nats')} on average against {rival}: "
         f"{why_useful}; and {in_words(beyond, 'nats')} against {ramp}, which measures nothing: {why_knows}."
     )
     statement = (
-        f"{score} orders layers usefully: it agrees with measured damage and costs less than {rival} and than any ramp "
-        "over depth."
+        f"{score} orders layers usefully: it agrees with measured damage and costs less than {rival} and than the best "
+        "ramp over depth."
     )
     scores, damage = scores[["model", "score", "block", "value"]], damage[["model", "block", "window", "value"]]
     used = {"sweep": rows, "scores": scores, "damage": damage}
     used = pd.concat([part.assign(table=name) for name, part in used.items()], ignore_index=True)
     verdict = all_of([agrees, useful, knows])
-    return Verdict(
-        block_orders.named("Q5", rival), statement, verdict, *correlation, "rank correlation", reason, used, luck
-    )
+    parts = (Part(correlation, 0, "rank correlation"), Part(gain, NATS, "nats"), Part(beyond, NATS, "nats"))
+    worse = max(permuted, luck, key=lambda each: each.p)
+    name = block_orders.named("Q5", rival)
+    return Verdict(name, statement, verdict, *correlation, "rank correlation", reason, used, worse, parts)
 
 
 def _by_block(

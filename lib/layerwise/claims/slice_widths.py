@@ -11,13 +11,12 @@ from layerwise import stats
 from layerwise.claims import grid
 from layerwise.claims.differences import against, percent
 from layerwise.claims.grid import Grid
-from layerwise.claims.position import TWICE
+from layerwise.claims.position import DRAWS, TWICE
 from layerwise.claims.verdict import CANNOT_TELL, Verdict, as_much_as, counted, in_words, no_worse, turned
 from layerwise.stats import Estimate
 
 _S1 = "Dynamic slicing keeps or improves on constant slicing of the same size."
-DRAWS = 5  # of calibration text that a verdict on perplexity needs
-DRAWS_ON_TASKS = 10  # and one on tasks, whose items answer with yes and no
+DRAWS_ON_TASKS = 10  # of calibration text, since items answer with yes and no alone
 
 
 def against_constant(rows: pd.DataFrame, value: str = "loss", units: tuple[str, ...] = ("window",)) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from layerwise import stats
 from layerwise.claims import block_orders
-from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, RISK, Verdict, in_words, more_than_luck
+from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, Verdict, in_words, more_than_luck, turned
 from layerwise.stats import Estimate
 
 ALIKE = 50.0  # % of the largest gain that the smallest one is: techniques agree
@@ -38,16 +38,17 @@ def gains(rows: pd.DataFrame, order: str = "LIM", rival: str = "random") -> pd.D
 def q6(rows: pd.DataFrame, order: str = "LIM", rival: str = "random") -> Verdict:
     """Q6: what the order gains does not depend on the quantization technique.
 
-    Rows of one model and its levels, by several techniques: quantizers, or group sizes of one; of the random orders
-    those count that all techniques have. What the order gains by a technique is taken as a share of what random orders
-    lose by it, since techniques lose unlike amounts. The effect is the smallest of these shares in % of the largest,
-    100 = alike on all of them, with a bootstrap over windows and draws. The rule:
+    Rows of one model and its levels, by several techniques: quantizers, or group sizes of one. Luck is that of all
+    random orders of a technique; for the effect those count that all techniques have. What the order gains by a
+    technique is taken as a share of what random orders lose by it, since techniques lose unlike amounts. The effect is
+    the smallest of these shares in % of the largest, 100 = alike on all of them, with a bootstrap over windows and
+    draws. The rule:
 
     - holds: on every technique there is a gain that is no luck (`verdict.more_than_luck`), and the interval of the
       effect is above 50 %: the techniques agree by more than that the sign is one;
-    - doesn't hold: on two techniques the gain differs from 0 with opposite signs, or on one it is below 0, after Holm's
-      correction, or the whole interval of the effect is below 50 % where all gain;
-    - can't tell: else, or there are fewer than two techniques.
+    - doesn't hold: on one technique there is such a gain, on another such a loss; or all gain, and the whole interval
+      of the effect is below 50 %;
+    - can't tell: else, as where nothing is gained by any, or there are fewer than two techniques.
 
     A random order in place of the score's is called so in at most 5 % of cases, since it would have to be lucky on
     every technique.
@@ -57,36 +58,34 @@ def q6(rows: pd.DataFrame, order: str = "LIM", rival: str = "random") -> Verdict
     """
     if len(kinds := rows[["model", "levels"]].drop_duplicates()) != 1:
         raise ValueError(f"Q6 is on one model and its levels, but the rows have {len(kinds)} of them")
-    rows = _of_common_draws(rows, rival)
-    found = gains(rows, order, rival)
-    sweeps = _techniques(rows, order, rival)
-    savings = [block_orders.saving(sweep, order, rival) for sweep in sweeps]
-    each = [more_than_luck(*saving, 0, "nats") for saving in savings]
-    luckiest = max((luck for _, luck in savings), key=lambda luck: luck.p)
-    lost = (found["p"] <= RISK) & (found["value"] < 0)
-    effect = _alike(sweeps, order, rival)
-    gaining = sum(one == HOLDS for one, _ in each)
-    if len(found) < 2:
+    every = _techniques(rows, order, rival)
+    savings = [block_orders.saving(sweep, order, rival) for sweep in every]
+    gaining = [more_than_luck(*saving, 0, "nats")[0] == HOLDS for saving in savings]
+    losing = [more_than_luck(turned(gain), luck.opposite, 0, "nats")[0] == HOLDS for gain, luck in savings]
+    least_lucky = max((luck for _, luck in savings), key=lambda luck: luck.p)
+    effect = _alike(_techniques(_of_common_draws(rows, rival), order, rival), order, rival)
+    if len(every) < 2:
         verdict, why = CANNOT_TELL, "there is one technique"
-    elif lost.any():
-        verdict, why = DOES_NOT, f"on {lost.sum()} of {len(found)} techniques it loses"
-    elif gaining < len(each):
-        verdict, why = CANNOT_TELL, f"on {gaining} of {len(each)} techniques it gains, and not by luck"
+    elif any(gaining) and any(losing):
+        verdict, why = DOES_NOT, f"it gains on {sum(gaining)} of {len(every)} techniques and loses on {sum(losing)}"
+    elif not all(gaining):
+        why = f"on {sum(gaining)} of {len(every)} techniques it gains, on {sum(losing)} it loses, by more than luck"
+        verdict = CANNOT_TELL
     elif effect.high < ALIKE:
         verdict, why = DOES_NOT, "on one technique it gains less than half of what it does on another"
     elif effect.low > ALIKE:
         verdict, why = HOLDS, "on every technique it gains, by more than half of the most"
     else:
         verdict, why = CANNOT_TELL, "on every technique it gains, but by how much of the most isn't clear"
-    least = found.loc[found["value"].idxmin()]
+    worst = min(range(len(every)), key=lambda i: savings[i][0].value)
     reason = (
         f"Of what {rival} loses over the sweep, {order} saves on the technique where it saves least "
-        f"{in_words(effect, '%')} of what it does where it saves most: {why}, after Holm's "
-        f"correction; in nats it gains least by {least['quantizer']}, group {least['group']}: "
-        f"{in_words(Estimate(least['value'], least['low'], least['high']), 'nats')}."
+        f"{in_words(effect, '%')} of what it does where it saves most: {why}; in nats it gains least by "
+        f"{every[worst].setting['quantizer']}, group {every[worst].setting['group']}: "
+        f"{in_words(savings[worst][0], 'nats')}."
     )
     statement = f"What {order} gains over {rival} does not depend on the quantization technique."
-    return Verdict(block_orders.named("Q6", rival), statement, verdict, *effect, "%", reason, rows, luckiest)
+    return Verdict(block_orders.named("Q6", rival), statement, verdict, *effect, "%", reason, rows, least_lucky)
 
 
 def _of_common_draws(rows: pd.DataFrame, rival: str) -> pd.DataFrame:

@@ -33,9 +33,11 @@ A claim of several parts holds where all of them hold, and doesn't where one of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -44,7 +46,16 @@ from layerwise.stats import Estimate, Luck, holm, over_models
 
 HOLDS, DOES_NOT, CANNOT_TELL = "holds", "doesn't hold", "can't tell"
 SAID = {HOLDS: "holds", DOES_NOT: "doesn't hold", CANNOT_TELL: "can't be told"}  # of a claim, in a sentence
+NATS = 0.01  # per token, 1 % of perplexity: a gain of loss that counts
 RISK = 0.05  # of a false finding: luck taken for one, in one setting, or after correction in any setting of many
+
+
+class Part(NamedTuple):
+    """A part of a claim that asks for a gain: positive = the claim's side, with the least that counts, in its unit."""
+
+    gain: Estimate
+    least: float
+    unit: str
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,7 +64,7 @@ class Verdict:
 
     `effect` with its 95 % interval from `low` to `high` is in `unit`; each claim says which direction is better. They
     are NaN where the data give none. `reason` is made from the numbers. `luck` is that of the order that is judged,
-    where random ones are its rivals.
+    where random ones are its rivals, and `parts` are the gains that the claim asks for, where it asks for nothing else.
 
     Raises ValueError for a verdict that is none of "holds", "doesn't hold" and "can't tell".
     """
@@ -68,6 +79,7 @@ class Verdict:
     reason: str
     rows: pd.DataFrame
     luck: Luck | None = None
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         if self.verdict not in (known := (HOLDS, DOES_NOT, CANNOT_TELL)):
@@ -163,7 +175,7 @@ def more_than_luck(gain: Estimate, luck: Luck, least: float, unit: str) -> tuple
     if verdict != HOLDS:
         return verdict, why
     counts = f"{luck.as_good} of {luck.drawn} orders without information do as well"
-    chance = f"{counts}, so at most {100 * luck.most:.2g} % of all"
+    chance = f"{counts} (p = {luck.p:.2g}; at most {100 * luck.most:.2g} % of all)"
     return (HOLDS, f"{why}, and {chance}") if luck.p <= RISK else (CANNOT_TELL, f"{why}, but {chance}")
 
 
@@ -171,45 +183,54 @@ def corrected(verdicts: Iterable[Verdict]) -> list[Verdict]:
     """Verdicts on one claim, of a model each, with their luck corrected for the number of models by Holm's method.
 
     Where a claim holds on a model because few random orders do as well, one of many models would show that by chance:
-    what remains of luck then leaves the verdict at "can't tell". Verdicts without luck stay as they are.
+    what remains of luck then leaves the verdict at "can't tell", and so do random orders that are too few to tell.
+    Verdicts without luck stay as they are.
     """
     verdicts = list(verdicts)
-    lucky = [each for each in verdicts if each.luck is not None]
-    adjusted = dict(zip(map(id, lucky), holm([each.luck.p for each in lucky if each.luck]), strict=True))
+    lucks = [each.luck for each in verdicts if each.luck is not None]
+    adjusted = iter(holm([luck.p for luck in lucks]))
+    enough = math.ceil(len(lucks) / RISK) - 1
     found = []
     for each in verdicts:
-        if each.verdict == HOLDS and adjusted.get(id(each), 0) > RISK:
-            why = f" Of {counted(len(lucky), 'model')}, one would do so by luck with p = {adjusted[id(each)]:.2f}."
-            each = replace(each, verdict=CANNOT_TELL, reason=each.reason + why)
+        if each.luck is not None and (p := next(adjusted)) > RISK and each.verdict == HOLDS:
+            why = f"Of {counted(len(lucks), 'model')}, one would do so by luck with p = {p:.2f}"
+            if each.luck.drawn < enough:
+                why += f"; {each.luck.drawn} random orders are too few, {enough} are needed"
+            each = replace(each, verdict=CANNOT_TELL, reason=f"{each.reason} {why}.")
         found.append(each)
     return found
 
 
-def on_family(
-    verdicts: Sequence[Verdict], family: str, least: float = 0.0, possible: tuple[float, float] = (-np.inf, np.inf)
-) -> Verdict:
+def on_family(verdicts: Sequence[Verdict], family: str) -> Verdict:
     """One verdict on models that were trained alike, from those on the single ones: the model is the unit.
 
-    The effect is their mean, with an interval over models and evaluation (`stats.over_models`), in the unit of the
-    single ones, which must be positive = the claim's side; in % of perplexity, where it is negative, it is turned. The
-    rule is `a_gain`, with the `least` that counts. `possible` are the least and the most that an effect can be.
+    Of each part of the claim the gain is the mean over models, with an interval over models and evaluation
+    (`stats.over_models`), judged by `a_gain`; the claim holds where all parts do. The effect is the mean of the single
+    ones. Luck is no question here: one order is another one on each model.
 
-    Raises ValueError for fewer than two models, for one that is there twice, and for different claims or units.
+    Raises ValueError for fewer than two models, for one that is there twice, for different claims, and for a claim that
+    asks for something else than gains.
     """
     models = [each.model for each in verdicts]
-    kinds = {(each.claim, each.unit) for each in verdicts}
-    if len(verdicts) < 2 or len(set(models)) < len(models) or len(kinds) != 1:
+    if len(verdicts) < 2 or len(set(models)) < len(models) or len({each.claim for each in verdicts}) != 1:
         raise ValueError(f"a family needs one verdict on one claim for each of several models, not {len(verdicts)}")
-    ((claim, unit),) = kinds
-    values, low, high = np.array([(v.effect, v.low, v.high) for v in verdicts]).T
-    effect = over_models(values, low, high, possible)
-    gain = turned(effect) if unit == "%" else effect
-    verdict, why = a_gain(gain, least, unit)
-    each = ", ".join(f"{v.effect:+.2f} on {v.model}".replace("-", "−") for v in verdicts)
-    reason = f"Over {counted(len(models), 'model')} of {family} it is {in_words(effect, unit)}: {why} ({each})."
+    first = verdicts[0]
+    if not first.parts:
+        raise ValueError(f"{first.claim} asks for something else than gains: it has no verdict on several models")
+
+    def together(estimates: Iterable[tuple[float, float, float]]) -> Estimate:
+        return over_models(*np.array(list(estimates)).T)
+
+    found, why = [], []
+    for parts in zip(*(each.parts for each in verdicts), strict=True):
+        gain = together(part.gain for part in parts)
+        found.append(a_gain(gain, parts[0].least, parts[0].unit))
+        why.append(f"{in_words(gain, parts[0].unit)}: {found[-1][1]}")
+    effect = together((each.effect, each.low, each.high) for each in verdicts)
+    reason = f"Over {counted(len(models), 'model')} of {family}, on average, it gains {'; '.join(why)}."
     rows = pd.concat([each.rows for each in verdicts], ignore_index=True)
-    statement = f"{verdicts[0].statement} (in this family: {family})"
-    return Verdict(claim, statement, verdict, *effect, unit, reason, rows)
+    statement = f"{first.statement} (in this family: {family})"
+    return Verdict(first.claim, statement, all_of(each for each, _ in found), *effect, first.unit, reason, rows)
 
 
 def all_of(verdicts: Iterable[str]) -> str:
@@ -225,7 +246,8 @@ def turned(estimate: Estimate) -> Estimate:
 
 def in_words(estimate: Estimate, unit: str, sign: str = "+") -> str:
     """The value with its unit and its interval, if there is one; `sign` as in a format, "+" shows it always."""
-    value, low, high = (f"{number:{sign}.2f}".replace("-", "−") for number in estimate)
+    digits = 3 if unit == "nats" else 2
+    value, low, high = (f"{number:{sign}.{digits}f}".replace("-", "−") for number in estimate)
     return f"{value} {unit}" if np.isnan(estimate.low) else f"{value} {unit} (95 %: {low} to {high})"
 
 

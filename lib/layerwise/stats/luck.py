@@ -10,10 +10,16 @@ from scipy import stats as distributions
 
 
 class Luck(NamedTuple):
-    """`as_good` of `drawn` random orders do at least as well as the one that is judged."""
+    """`as_good` of `drawn` random orders do at least as well as the one that is judged, `as_bad` at least as badly."""
 
     as_good: int
     drawn: int
+    as_bad: int = 0
+
+    @property
+    def opposite(self) -> Luck:
+        """Of the opposite question: how many do at least as badly."""
+        return Luck(self.as_bad, self.drawn, self.as_good)
 
     @property
     def p(self) -> float:
@@ -35,6 +41,11 @@ class Luck(NamedTuple):
 
 
 def luck(own: float, drawn: ArrayLike) -> Luck:
-    """The luck of `own` among the values `[draws]` of random orders, higher = better."""
+    """The luck of `own` among the values `[draws]` of random orders, higher = better.
+
+    What is equal but for rounding is as good, and as bad.
+    """
     drawn = np.asarray(drawn, np.float64)
-    return Luck(int((drawn >= own).sum()), drawn.size)
+    scale = max(abs(own), np.abs(drawn).max(initial=0))
+    as_good, as_bad = (int((sign * (drawn - own) >= -1e-9 * scale).sum()) for sign in (1, -1))
+    return Luck(as_good, drawn.size, as_bad)

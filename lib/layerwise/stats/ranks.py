@@ -78,7 +78,17 @@ def rank_correlation(
     if correlations.size == 0:
         return Estimate(value, float("nan"), float("nan"))
     low, high = np.quantile(correlations, (0.025, 0.975))
+    if "blocks" in over and high - low < 1e-9:  # all resamples agree wholly, which doesn't make the blocks a proof
+        low, high = np.sort([_least_agreement(len(x)) * np.sign(value), value])
     return Estimate(value, float(low), float(high))
+
+
+def _least_agreement(L: int) -> float:
+    """Lower end of Fisher's 95 % interval of the largest rank correlation of `L` blocks that is below 1."""
+    if L < 4:
+        return -1.0
+    next_best = 1 - 12 / (L * (L**2 - 1))  # two neighbours change places
+    return float(np.tanh(np.arctanh(next_best) - 1.96 * np.sqrt(1.06 / (L - 3))))
 
 
 def rank_luck(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None, times: int = 10_000, seed: int = 0) -> Luck:
@@ -96,11 +106,11 @@ def rank_luck(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None, times:
     if not (ranks.any() and others.any()):
         raise ValueError("x or y has no order of its own: it is the same for all blocks, or follows from what is given")
     permuted = np.random.default_rng(seed).permuted(np.tile(ranks, (times, 1)), axis=1)
-    # They keep their mean and spread, so their sums of products are ordered as their correlations are.
-    least = ranks @ others - 1e-9 * np.linalg.norm(ranks) * np.linalg.norm(
-        others
-    )  # sums that are equal but for rounding
-    return Luck(int((permuted @ others >= least).sum()), times)
+    permuted = _without(permuted, np.broadcast_to(known, (times, *known.shape[1:])))  # which chance may have put back
+    norms = np.linalg.norm(permuted, axis=1) * np.linalg.norm(others)
+    agreed = np.divide(permuted @ others, norms, out=np.full(times, -1.0), where=norms > 0)
+    own = ranks @ others / (np.linalg.norm(ranks) * np.linalg.norm(others))
+    return Luck(int((agreed >= own - 1e-9).sum()), times)
 
 
 def _known(given: ArrayLike | None, L: int) -> np.ndarray:
@@ -139,10 +149,15 @@ def _spearman(x: np.ndarray, y: np.ndarray, known: np.ndarray) -> np.ndarray:
 def _remaining(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     """What a linear fit on the ranks of what is known `[draws, k, L]` leaves of the ranks of `values` `[draws, L]`."""
     ranks = distributions.rankdata(values, axis=1)
-    left = ranks - ranks.mean(axis=1, keepdims=True)
+    return _without(ranks - ranks.mean(axis=1, keepdims=True), known)
+
+
+def _without(ranks: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Centred ranks `[draws, L]` without what the ranks of what is known explain."""
+    left = ranks
     if known.shape[1]:
         beside = distributions.rankdata(known, axis=2)
         beside = (beside - beside.mean(axis=2, keepdims=True)).swapaxes(1, 2)  # [draws, L, k]
-        left = left - (beside @ (np.linalg.pinv(beside) @ left[..., None]))[..., 0]
-    small = 1e-9 * len(ranks[0])  # ranks are of the order of L, what rounding leaves of them is not
+        left = ranks - (beside @ (np.linalg.pinv(beside) @ ranks[..., None]))[..., 0]
+    small = 1e-9 * ranks.shape[1]  # ranks are of the order of L, what rounding leaves of them is not
     return np.where(np.abs(left).max(axis=1, keepdims=True) > small, left, 0.0)
