@@ -396,7 +396,7 @@ def test_verdicts_are_cells_with_their_effects():
     (ax,) = figures.verdicts(VERDICTS)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["6L", "12L", "24L"]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["S1", "Q1"]
-    assert sorted(text.get_text() for text in ax.texts) == ["+0.5 ρ", "+28 points", "−3.14 %"]
+    assert sorted(text.get_text() for text in ax.texts) == ["+0.5 ρ", "+28 points", "−3.1 %"]
     colours = {patch.get_xy(): patch.get_facecolor() for patch in ax.patches}
     assert len(colours) == 4 and colours[0.03, 0.06] == colours[2.03, 1.06] != colours[1.03, 0.06]
     legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]

@@ -32,7 +32,7 @@ def verdicts(rows: pd.DataFrame) -> list[Axes]:
         if np.isfinite(row.effect):
             # the sign for it, since the words have no room
             unit = "ρ" if row.unit == "rank correlation" else row.unit
-            effect = f"{row.effect:+.3g} {unit}".replace("-", "−")
+            effect = f"{row.effect:+{'.3f' if unit == 'nats' else '.2g'}} {unit}".replace("-", "−")
             ax.text(x + wide / 2, y + 0.5, effect, ha="center", va="center", fontsize=9)
     ax.set(xlim=(0, len(models)), ylim=(len(names), 0))
     ax.set_xticks(np.arange(len(models)) + 0.5, models)
