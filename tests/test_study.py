@@ -8,8 +8,9 @@ import layerwise as lw
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from layerwise.experiments import study as studies
-from layerwise.experiments.cases import accuracy_rows, item_rows, window_rows
+from layerwise.experiments.rows import accuracy_rows, item_rows, window_rows
 from layerwise.quantization import RTN
 
 CLEAN = {"commit": "0" * 40, "dirty": False, "date": "2026-11-30"}
@@ -216,6 +217,38 @@ def test_values_by_block_and_by_window(study):
     assert rows["value"].notna().sum() == 6
     assert rows[rows["score"] == "mine"]["w1"].tolist() == [1, 3, 5, 7, 9, 11]
     assert np.allclose(one.score("6L", lw.scores.zd, n=2), lw.scores.zd(one.models["6L"]))
+
+
+def test_committed_results_of_other_models_stand_beside(study, tmp_path):
+    full = study(full=True)
+    full.values("scores", {"LIM": lw.scores.lim}, n=4)
+    path = tmp_path / "results" / "bits" / "scores.csv"
+    text = path.read_text()
+    path.write_text(text + text.split("\n", 1)[1].replace("6L,", "a real one,"))
+    both = study(beside="6L, a real one, of nobody")
+    rows = both.values("scores", {"LIM": lw.scores.lim}, n=4)
+    assert list(rows["model"].unique()) == ["6L", "a real one"] == both.names[:2] and both.names[2:] == ["of nobody"]
+    parts = [part["value"].to_list() for _, part in rows.groupby("model")]
+    assert parts[0] == parts[1] and len(rows) == 12
+    assert len(both.values("others", {"ZD": lw.scores.zd}, n=4)) == 6  # no such table
+
+
+def test_published_text_is_read_from_copies(study, tmp_path, monkeypatch):
+    asked = []
+
+    def tokens(tokenizer, corpus, split, **more):
+        asked.append((corpus, split, more.get("data")))
+        return torch.zeros(more["n"], more["length"], dtype=torch.int64)
+
+    monkeypatch.setattr(studies.corpora, "tokens", tokens)
+    first = study(corpus="wikitext2", data=tmp_path)
+    first.text("6L"), first.test("6L"), first.text("6L", corpus="world/facts"), study(corpus="wikitext2").text("6L")
+    assert asked == [
+        ("wikitext2", "validation", tmp_path),  # its archive has no training text
+        ("wikitext2", "test", tmp_path),
+        ("world/facts", "calibration", None),
+        ("wikitext2", "calibration", None),
+    ]
 
 
 def test_scores_of_several_texts_stand_in_one_table(study, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -261,6 +262,32 @@ def remote(path: str, how: str, cases: list, settings: Mapping) -> tuple[list[Ou
     return list(getattr(Runner(*_loaded(path)), how)(cases, **settings)), provenance()
 
 
+def elsewhere(
+    executor: Executor, path: str, how: str, cases: list, settings: Mapping, origin: Mapping
+) -> Iterator[tuple[Case | Function, list[dict] | Exception, Mapping]]:
+    """Outcomes of cases that an executor's workers run on the model at `path`, and where they come from, as finished.
+
+    `origin` is told of those that no worker has understood.
+    """
+    futures = {}
+    try:
+        for start in range(0, len(cases), TOGETHER):
+            part = cases[start : start + TOGETHER]
+            futures[executor.submit(remote, path, how, part, settings)] = part
+        for future in as_completed(futures):
+            part, where = futures[future], origin
+            try:
+                found, where = future.result()
+                outcomes = [outcome for _, outcome in found]
+            except Exception as error:  # the worker is gone, or never understood what was asked
+                outcomes = [error] * len(part)
+            for case, outcome in zip(part, outcomes, strict=True):
+                yield case, outcome, where
+    finally:
+        for future in futures:
+            future.cancel()
+
+
 def filled(row: Mapping, case: Case | Function, shape) -> dict:
     """A row with what follows from its plan and its windows, which tables that were carried over may lack."""
     if isinstance(case, Function):
@@ -269,40 +296,3 @@ def filled(row: Mapping, case: Case | Function, shape) -> dict:
     lacks_loss = windows and "loss" not in row
     losses = zip(["loss", "loss_low", "loss_high"], stats.mean(windows), strict=True) if lacks_loss else ()
     return (case.sizes(shape) if "bytes" not in row else {}) | dict(losses) | dict(row)
-
-
-def window_rows(rows: pd.DataFrame, value: str = "loss") -> pd.DataFrame:
-    """Rows with columns w0, w1, ... as a row for each window, with the columns `window` and `value`; empty ones go."""
-    windows = [column for column in rows if column[0] == "w" and column[1:].isdigit()]
-    kept = [column for column in rows if column not in {*windows, value}]
-    long = rows[[*kept, *windows]].melt(id_vars=kept, value_vars=windows, var_name="window", value_name=value)
-    long["window"] = long["window"].str[1:].astype(int)
-    return long.dropna(subset=[value]).reset_index(drop=True)
-
-
-def item_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with `right`, a + or a - for each item, as a row for each item, with the columns `item` and `correct`."""
-    long = rows.assign(correct=rows["right"].map(list)).drop(columns="right").explode("correct")
-    long["item"] = long.groupby(level=0).cumcount()
-    return long.assign(correct=(long["correct"] == "+").astype(int)).reset_index(drop=True)
-
-
-def accuracy_rows(answers: pd.DataFrame, dense: str = "dense") -> pd.DataFrame:
-    """What each case answers right, over the items of all tasks, minus what the dense model does on the same items.
-
-    `answers` as `Study.answers` gives them, with a column `family`; that of the dense model is called `dense`. A row
-    per case, with its labels, and `value`, `low`, `high` in points of accuracy, 95 % over items. Tasks that the dense
-    model has no answers to are left out.
-    """
-    labels = [name for name in answers if name not in {"task", "right", "key", "seconds"}]
-    found = []
-    for _, part in answers.groupby("model", sort=False):
-        reference = part[part["family"] == dense].set_index("task")["right"]
-        for values, case in part[part["family"] != dense].groupby(labels, sort=False, dropna=False):
-            own = dict(zip(case["task"], case["right"], strict=True))
-            if not (pairs := [(own[task], reference[task]) for task in own if task in reference]):
-                continue
-            own, other = (np.array(list("".join(each))) == "+" for each in zip(*pairs, strict=True))
-            gain = stats.mean(100 * (own.astype(float) - other))
-            found.append(dict(zip(labels, values, strict=True)) | gain._asdict())
-    return pd.DataFrame(found, columns=[*labels, "value", "low", "high"])

@@ -73,6 +73,13 @@ class Ledger:
             warnings.warn(f"{file} is damaged: this result is computed anew", stacklevel=3)
             return None
 
+    def of_model(self, chapter: str, table: str, model: str) -> pd.DataFrame:
+        """The rows of one model in a committed table, as they stand there; none where it has none."""
+        path = self.folder / chapter / f"{table}.csv"
+        rows = load_rows(path) if path.exists() else pd.DataFrame({"model": []})
+        rows.attrs = {}
+        return rows[rows["model"] == model].drop(columns="run", errors="ignore").dropna(axis="columns", how="all")
+
     def add(self, key: str, result: Result) -> Result:
         """Keep a new result in `rows/`, at once and whole; returns it as reading it back would give it."""
         text = json.dumps({"rows": result.rows, "provenance": result.origin}, indent=1, default=plain)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from tqdm.auto import tqdm
 
 from layerwise import models as by_name
 from layerwise.backbone.shapes import shape
-from layerwise.experiments.cases import TOGETHER, Case, Function, Runner, filled, remote
+from layerwise.experiments.cases import Case, Function, Runner, elsewhere, filled
 from layerwise.experiments.known import key, known
 from layerwise.experiments.ledger import Ledger, Result, apart, is_clean
 from layerwise.provenance import provenance
 from layerwise.quantization import quantizer
-from layerwise.text import corpora
+from layerwise.text import corpora, published
 
 
 class Study:
@@ -32,7 +32,7 @@ class Study:
     and the text of a chapter are no part of it.
 
     `models`, `tokenizers`, `shapes` are dicts by the name that tables have, without "embedded/"; `last` is the name of
-    the last model.
+    the last model, and `names` those of all that tables may have.
 
     Parameters
     ----------
@@ -48,6 +48,12 @@ class Study:
     full : bool
         Whether to run all that is asked and to put it into `results/`; else what is committed is taken, and only what
         is quick is run where nothing is known.
+    data : path, optional
+        A folder with copies of published corpora (see `lw.tokens`), where the Hub can't be reached. That of "wikitext2"
+        has no training text, so calibration text is then of its validation split.
+    beside : str
+        Names of models that aren't run here, separated by commas: their committed results stand beside those of the
+        others in every table.
     results, rows : path
         Where committed tables are, and where what is run here is kept, a file for each result.
     executor : concurrent.futures.Executor, optional
@@ -56,9 +62,10 @@ class Study:
 
     def __init__(
         self, chapter: str, models, corpus: str = "world", length: int = 256, test: int = 16, full: bool = False,
-        results="../results", rows="rows", executor: Executor | None = None,
+        data=None, beside: str = "", results="../results", rows="rows", executor: Executor | None = None,
     ):  # fmt: skip
         self.chapter, self.corpus, self.length, self.full = chapter, corpus, length, full
+        self.data = data or None
         self.executor = executor
         self.ledger = Ledger(results, rows, clean=full and is_clean(provenance()))
         self.models, self.tokenizers, self.paths = {}, {}, {}
@@ -69,6 +76,9 @@ class Study:
             raise ValueError("workers load models by name: give names, not models, with an executor")
         self.shapes = {name: shape(model) for name, model in self.models.items()}
         self.last = list(self.models)[-1]
+        asked = [name.strip() for name in beside.split(",") if name.strip()]
+        self.beside = [name for name in asked if name not in self.models]
+        self.names = [*self.models, *self.beside]
         self.test_windows = test
         self._texts: dict = {}
         self._known: dict = {name: known(model) for name, model in self.models.items()}
@@ -80,8 +90,12 @@ class Study:
         """Tokens `[n, length]` of the corpus for a model, by its own tokenizer; drawn once."""
         of = (model, split, n, seed, corpus or self.corpus)
         if of not in self._texts:
-            tokens = corpora.tokens(self.tokenizers[model], of[-1], split, n=n, length=self.length, seed=seed)
-            self._texts[of] = tokens
+            copies = {} if self.data is None or of[-1] not in published.CORPORA else {"data": self.data}
+            if copies and of[-1] == "wikitext2" and split == "calibration":
+                split = "validation"
+            self._texts[of] = corpora.tokens(
+                self.tokenizers[model], of[-1], split, n=n, length=self.length, seed=seed, **copies
+            )
         return self._texts[of]
 
     def test(self, model: str) -> torch.Tensor:
@@ -236,7 +250,8 @@ class Study:
         if self.full and len(found):
             labels = list(dict.fromkeys(label for case, _ in asked for label in case.labels))
             self.ledger.commit(self.chapter, table, found, labels, {n: r for n, r in results.items() if r})
-        return found
+        beside = [self.ledger.of_model(self.chapter, table, name) for name in self.beside]
+        return pd.concat([found, *beside], ignore_index=True) if beside else found
 
     def _run(self, table: str, missing: Mapping, how: str, settings: Mapping):
         """Run what is missing, each finished one handed out at once; a warning tells what failed."""
@@ -263,28 +278,8 @@ class Study:
                 for case, outcome in getattr(self._runner(model), how)(todo, **settings):
                     yield names[id(case)], outcome, origin
             elif todo:
-                yield from self._elsewhere(model, todo, names, how, settings, origin)
-
-    def _elsewhere(self, model, todo, names, how, settings, origin):
-        """Outcomes of cases that an executor's workers run, as they are finished."""
-        parts = [todo[i : i + TOGETHER] for i in range(0, len(todo), TOGETHER)]
-        futures = {}
-        try:
-            for part in parts:
-                asked = (self.paths[model], how, part, settings)
-                futures[self.executor.submit(remote, *asked)] = part
-            for future in as_completed(futures):
-                part = futures[future]
-                try:
-                    found, origin = future.result()
-                    outcomes = [outcome for _, outcome in found]
-                except Exception as error:  # the worker is gone, or never understood what was asked
-                    outcomes = [error] * len(part)
-                for case, outcome in zip(part, outcomes, strict=True):
-                    yield names[id(case)], outcome, origin
-        finally:
-            for future in futures:
-                future.cancel()
+                for case, outcome, where in elsewhere(self.executor, self.paths[model], how, todo, settings, origin):
+                    yield names[id(case)], outcome, where
 
 
 def _loaded(models):
