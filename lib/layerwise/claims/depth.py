@@ -135,7 +135,7 @@ def _judged(
         return Verdict(claim, statement, CANNOT_TELL, *nothing, unit, f"There is one depth: {means}.", rows)
     slope = _slope(rows["blocks"].to_numpy(float), y, enough=counts.min() >= 2)
     if rows["censored"].any():
-        verdict, why = CANNOT_TELL, "some models never leave the level, or are never within it"
+        verdict, why = CANNOT_TELL, "some models leave the level before the first step, or never"
     elif counts.min() < 2:
         verdict, why = CANNOT_TELL, "one model of a depth says nothing of what training again would give"
     elif np.isnan(slope.low):
