@@ -391,6 +391,12 @@ def test_q6_does_not_hold_where_the_gain_depends_on_the_technique(rng):
     assert "gains less than half of what it does on another" in verdict.reason
 
 
+def test_q6_has_nothing_to_compare_where_the_order_loses_everywhere(rng):
+    verdict = lw.claims.q6(by_technique(rng, {"rtn": -HARM, "hqq": -HARM}))
+    assert verdict.verdict == CANNOT_TELL and "LIM saves nothing of what random loses" in verdict.reason
+    assert "on 0 of 2 techniques it gains, on 2 it loses" in verdict.reason and "nan" not in verdict.reason
+
+
 def test_q6_takes_the_draws_that_all_techniques_have(rng):
     both = by_technique(rng, {"rtn": HARM, "hqq": HARM}, draws=25)
     fewer = both[(both["quantizer"] != "hqq") | (both["draw"] < 20)]

@@ -78,9 +78,14 @@ def q6(rows: pd.DataFrame, order: str = "LIM", rival: str = "random") -> Verdict
     else:
         verdict, why = CANNOT_TELL, "on every technique it gains, but by how much of the most isn't clear"
     worst = min(range(len(every)), key=lambda i: savings[i][0].value)
-    reason = (
+    compared = (
         f"Of what {rival} loses over the sweep, {order} saves on the technique where it saves least "
-        f"{in_words(effect, '%')} of what it does where it saves most: {why}; in nats it gains least by "
+        f"{in_words(effect, '%')} of what it does where it saves most"
+    )
+    if np.isnan(effect.value):
+        compared = f"{order} saves nothing of what {rival} loses over the sweep"
+    reason = (
+        f"{compared}: {why}; in nats it gains least by "
         f"{every[worst].setting['quantizer']}, group {every[worst].setting['group']}: "
         f"{in_words(savings[worst][0], 'nats')}."
     )
