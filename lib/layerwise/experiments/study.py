@@ -32,7 +32,7 @@ class Study:
     and the text of a chapter are no part of it.
 
     `models`, `tokenizers`, `shapes` are dicts by the name that tables have, without "embedded/"; `last` is the name of
-    the last model, and `names` those of all that tables may have.
+    the last model.
 
     Parameters
     ----------
@@ -78,7 +78,6 @@ class Study:
         self.last = list(self.models)[-1]
         asked = [name.strip() for name in beside.split(",") if name.strip()]
         self.beside = [name for name in asked if name not in self.models]
-        self.names = [*self.models, *self.beside]
         self.test_windows = test
         self._texts: dict = {}
         self._known: dict = {name: known(model) for name, model in self.models.items()}
