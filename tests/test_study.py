@@ -150,7 +150,7 @@ def test_the_full_profile_commits_and_the_quick_one_shows_it(study, monkeypatch,
     table = tmp_path / "results" / "bits" / "orders.csv"
     told = json.loads(table.with_suffix(".json").read_text())
     assert told["labels"] == ["draw", "order", "lowered"]
-    assert [*told["runs"].values()] == [CLEAN]
+    assert [*told["runs"].values()] == [CLEAN | {"text": "world", "length": 32}]
     ran = counted(monkeypatch)
     shown = study(rows=tmp_path / "elsewhere")
     found = shown.quality("orders", bits(shown, np.arange(6)), quick=lambda labels: False)
@@ -219,7 +219,7 @@ def test_values_by_block_and_by_window(study):
     assert np.allclose(one.score("6L", lw.scores.zd, n=2), lw.scores.zd(one.models["6L"]))
 
 
-def test_committed_results_of_other_models_stand_beside(study, tmp_path):
+def test_committed_results_of_other_models_stand_beside(study, tmp_path, capsys):
     full = study(full=True)
     full.values("scores", {"LIM": lw.scores.lim}, n=4)
     path = tmp_path / "results" / "bits" / "scores.csv"
@@ -231,6 +231,15 @@ def test_committed_results_of_other_models_stand_beside(study, tmp_path):
     parts = [part["value"].to_list() for _, part in rows.groupby("model")]
     assert parts[0] == parts[1] and len(rows) == 12
     assert len(both.values("others", {"ZD": lw.scores.zd}, n=4)) == 6  # no such table
+
+    def edited(model, tokens):
+        return lw.scores.lim(model, tokens) ** 2
+
+    asked = {"LIM": edited, "ZD": lw.scores.zd}
+    anew = both.values("scores", asked, n=4)  # what is committed under this name is another function's
+    assert set(anew["model"]) == {"6L"}
+    assert "scores: no results of a real one stand beside" in capsys.readouterr().out
+    assert len(both.score("6L", lw.scores.lim, n=4)) == 6
 
 
 def test_published_text_is_read_from_copies(study, tmp_path, monkeypatch):
@@ -247,7 +256,7 @@ def test_published_text_is_read_from_copies(study, tmp_path, monkeypatch):
         ("wikitext2", "validation", tmp_path),  # its archive has no training text
         ("wikitext2", "test", tmp_path),
         ("world/facts", "calibration", None),
-        ("wikitext2", "calibration", None),
+        ("wikitext2", "validation", None),
     ]
 
 

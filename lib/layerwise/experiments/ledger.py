@@ -73,12 +73,29 @@ class Ledger:
             warnings.warn(f"{file} is damaged: this result is computed anew", stacklevel=3)
             return None
 
-    def of_model(self, chapter: str, table: str, model: str) -> pd.DataFrame:
-        """The rows of one model in a committed table, as they stand there; none where it has none."""
+    def beside(self, chapter: str, table: str, model: str, asked: list[tuple[Mapping, str]]) -> pd.DataFrame:
+        """Committed rows of a model that isn't run, where what is asked of others under their labels is as committed.
+
+        `asked` has labels and key of each result. A name doesn't tell what function or rule decided: where one was
+        edited, its results are no committed ones, and what is committed under its name stays away. A line says so where
+        nothing is left.
+        """
+        words = sorted({label for labels, _ in asked for label, value in labels.items() if isinstance(value, str)})
+        same: dict[tuple, bool] = {}
+        for labels, key in asked:
+            called = tuple(labels.get(word) for word in words)
+            same[called] = same.get(called, True) and key in self.committed
         path = self.folder / chapter / f"{table}.csv"
-        rows = load_rows(path) if path.exists() else pd.DataFrame({"model": []})
+        rows = load_rows(path).drop(columns="run") if path.exists() else pd.DataFrame(columns=["model", *words])
         rows.attrs = {}
-        return rows[rows["model"] == model].drop(columns="run", errors="ignore").dropna(axis="columns", how="all")
+        rows = rows[rows["model"] == model]
+        if set(words) <= set(rows):
+            rows = rows[[same.get(called, False) for called in rows[words].itertuples(index=False, name=None)]]
+        else:
+            rows = rows[:0]
+        if rows.empty:
+            print(f"{table}: no results of {model} stand beside, since none of what is asked here is committed of it")
+        return rows.dropna(axis="columns", how="all")
 
     def add(self, key: str, result: Result) -> Result:
         """Keep a new result in `rows/`, at once and whole; returns it as reading it back would give it."""

@@ -49,11 +49,11 @@ class Study:
         Whether to run all that is asked and to put it into `results/`; else what is committed is taken, and only what
         is quick is run where nothing is known.
     data : path, optional
-        A folder with copies of published corpora (see `lw.tokens`), where the Hub can't be reached. That of "wikitext2"
-        has no training text, so calibration text is then of its validation split.
+        A folder with copies of published corpora (see `lw.tokens`), where the Hub can't be reached. Calibration text of
+        "wikitext2" is of its validation split, since copies have no training text.
     beside : str
         Names of models that aren't run here, separated by commas: their committed results stand beside those of the
-        others in every table.
+        others, where these are committed too.
     results, rows : path
         Where committed tables are, and where what is run here is kept, a file for each result.
     executor : concurrent.futures.Executor, optional
@@ -90,8 +90,10 @@ class Study:
         of = (model, split, n, seed, corpus or self.corpus)
         if of not in self._texts:
             copies = {} if self.data is None or of[-1] not in published.CORPORA else {"data": self.data}
-            if copies and of[-1] == "wikitext2" and split == "calibration":
-                split = "validation"
+            if of[-1] == "wikitext2" and split == "calibration":
+                split = (
+                    "validation"  # the same whether it comes from the Hub or from a copy, which has no training text
+                )
             self._texts[of] = corpora.tokens(
                 self.tokenizers[model], of[-1], split, n=n, length=self.length, seed=seed, **copies
             )
@@ -139,6 +141,7 @@ class Study:
                 if not (quick or self.full):
                     return None
                 raise ValueError(f"{_called(function)} gave nothing on {model}: the warning above says why")
+            found = found[found["model"] == model]
             self._scores[of] = found.sort_values("block")["value"].to_numpy()
         return self._scores[of]
 
@@ -231,7 +234,7 @@ class Study:
         wanted = {name: case for case, name in reversed(asked) if self.full or quick(case.labels)}
         missing = {name: case for name, case in wanted.items() if results[name] is None}
         for name, rows, origin in self._run(table, missing, how, settings):
-            results[name] = self.ledger.add(name, Result(rows, origin))
+            results[name] = self.ledger.add(name, Result(rows, {**origin, "text": self.corpus, "length": self.length}))
         for model in self.models:
             there = [(case, name) for case, name in asked if case.model == model and name in self.ledger.committed]
             self._found.setdefault((table, model), ([], how, settings))[0].extend(there)
@@ -249,8 +252,9 @@ class Study:
         if self.full and len(found):
             labels = list(dict.fromkeys(label for case, _ in asked for label in case.labels))
             self.ledger.commit(self.chapter, table, found, labels, {n: r for n, r in results.items() if r})
-        beside = [self.ledger.of_model(self.chapter, table, name) for name in self.beside]
-        return pd.concat([found, *beside], ignore_index=True) if beside else found
+        keys = [(case.labels, name) for case, name in asked]
+        others = [self.ledger.beside(self.chapter, table, model, keys) for model in self.beside]
+        return pd.concat([found, *others], ignore_index=True) if others else found
 
     def _run(self, table: str, missing: Mapping, how: str, settings: Mapping):
         """Run what is missing, each finished one handed out at once; a warning tells what failed."""
