@@ -112,7 +112,12 @@ def lim(model: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None, batc
     """Layer input modification, minus the mean over tokens of cos(x_i, y_i): float64 `[L]`, higher = more important.
 
     Defined in arXiv 2406.17415; the layer redundancy LR of arXiv 2411.03513 is its negative, and the block influence
-    of ShortGPT (arXiv 2403.03853) is 1 plus it. Parameters and errors as for `statistics`.
+    of ShortGPT (arXiv 2403.03853) is 1 plus it. Errors as for `statistics`.
+
+    Parameters
+    ----------
+    model, tokens, mask, batch
+        As for `statistics`.
     """
     return statistics(model, tokens, mask, batch).lim.value
 
@@ -121,8 +126,12 @@ def angular_distances(model: PreTrainedModel, tokens: Tensor, mask: Tensor | Non
     """How far the residual stream turns across runs of blocks: mean over tokens of the angle.
 
     The distance is that of arXiv 2403.17887, which looks at the last token of each window only. `lw.plans.drop_run`
-    removes the run across which it is least. Memory: the hidden states of one batch at every block. Parameters and
-    errors as for `statistics`.
+    removes the run across which it is least. Memory: a batch's hidden states at all blocks. Errors as for `statistics`.
+
+    Parameters
+    ----------
+    model, tokens, mask, batch
+        As for `statistics`.
 
     Returns
     -------
@@ -156,10 +165,13 @@ def zd(model: PreTrainedModel, tokens: Tensor | None = None, mask: Tensor | None
     """Z-score distribution: minus the share of a block's weights with z > 1, float64 `[L]`, higher = more important.
 
     z = (w - mean) / std over the weight matrices of all linear layers of the block, pooled; the standard deviation is
-    that of the population (arXiv 2406.17415). The weights of all experts of a block are among them, its router's are
-    not. It reads no text: `tokens` and `mask` are there so that scores are called alike.
-
+    that of the population (arXiv 2406.17415). The weights of all its experts are among them, its router's are not.
     Raises ValueError that names the block and the matrix if a weight is NaN or infinite.
+
+    Parameters
+    ----------
+    model, tokens, mask
+        Only the model is read. `tokens` and `mask` are there so that scores are called alike.
     """
     return np.array([-_share_above_one(block, i) for i, block in enumerate(blocks(model))])
 
@@ -172,11 +184,9 @@ def measure(
     Parameters
     ----------
     score
-        `(model, tokens) -> importance [L]`.
+        `(model, tokens, **options) -> importance [L]`; the mask goes to it too if there is one.
     model, tokens, mask
-        As for `statistics`; the mask goes to the score if there is one.
-    options
-        Go to the score too.
+        As for `statistics`.
 
     Returns
     -------

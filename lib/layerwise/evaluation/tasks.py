@@ -63,7 +63,12 @@ def answers(
     """The items behind `accuracy`, one row each: task, item (its number in the task), correct (1 or 0), data.
 
     Two models are compared on the same items: the differences of `correct` vary less than two accuracies do.
-    Parameters and errors as for `accuracy`.
+    Errors as for `accuracy`.
+
+    Parameters
+    ----------
+    model, tokenizer, tasks, limit, batch, data
+        As for `accuracy`.
     """
     result, origins = _harness(model, tokenizer, tasks, limit, batch, data)
     rows = []

@@ -46,25 +46,40 @@ def sweep(
 ) -> pd.DataFrame:
     """Run every point that isn't in `store` yet and return all rows, in the order of the points, as a tidy table.
 
-    `run(point)`, or `run(point, shared)` with `shared = setup()` made once and only if something is left to run,
-    returns a dict or a list of dicts; a row is the point's fields plus these, plus `seconds` for the whole point.
     A point is known again by its fields, the source of `run` and `setup`, and `COMPUTATION` of this library (see
     `known`). What those two call or take from around them is not looked into: put it into the points (of a model, its
     `fingerprint`), or start another store.
 
-    `executor` is anything with the interface of `concurrent.futures`, such as Dask's `Client.get_executor()`; without
-    one all is run in this process. Each worker makes `shared` once, keeps it until its next sweep, and fails its points
-    if that fails (here it would be raised). Only this process writes to the store. A process pool of the standard
-    library takes functions of modules only, Dask those of notebooks too.
+    Parameters
+    ----------
+    points
+        Dicts of settings that JSON can hold, or of functions, which are known by their code and all that it uses; they
+        appear in rows by their name.
+    run
+        `run(point)`, or `run(point, shared)` where there is a `setup`, returns a dict or a list of dicts.
+    setup
+        `shared = setup()` is made once, and only if something is left to run.
+    store
+        Folder of the finished points. Several processes may sweep with one at a time: each looks, before it runs a
+        point here, whether another has finished it.
+    executor
+        Anything with the interface of `concurrent.futures`, such as Dask's `Client.get_executor()`; without one all is
+        run in this process. Each worker makes `shared` once, keeps it until its next sweep, and fails its points if
+        that fails (here it would be raised). Only this process writes to the store. A process pool of the standard
+        library takes functions of modules only, Dask those of notebooks too.
 
-    A point that fails is a row with its fields and an `error`; the others go on, a warning at the end says which
-    failed, and a rerun tries them again. One for which memory doesn't suffice is tried again at half of its field
-    `batch`, if it has one, before it counts as failed; the row then has the batch that it was run with. Points are
-    settings that JSON can hold, or functions, which are known by their code and all that it uses; they appear in rows
-    by their name.
+    Returns
+    -------
+    rows
+        A row is the point's fields, those that `run` returns, and `seconds` for the whole point. A point that fails is
+        a row with its fields and an `error`; the others go on, a warning at the end says which failed, and a rerun
+        tries them again. One for which memory doesn't suffice is tried again at half of its field `batch`, if it has
+        one, before it counts as failed; the row then has the batch that it was run with.
 
-    Several processes may sweep with one store at a time: each looks, before it runs a point here, whether another has
-    finished it. Raises StoreError where rows can't be written; what was finished before is kept.
+    Raises
+    ------
+    StoreError
+        Where rows can't be written; what was finished before is kept.
     """
     points = [dict(point) for point in points]
     json.dumps([_named(point) for point in points], default=plain)  # what a row can't hold is told before any work

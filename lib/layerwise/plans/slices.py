@@ -26,11 +26,18 @@ _SIZES: dict[str, Callable[[Plan, Shape], int]] = {
 
 
 def constant_slices(shape: Shape, mean: float, multiple: int = 1, budget: Budget = "width") -> Plan:
-    """Every block at the same width: SliceGPT (arXiv 2401.15024).
+    """Every block at the same width: SliceGPT (arXiv 2401.15024). Errors as for `dynamic_slices`.
 
-    The width is the multiple of `multiple` that is nearest to `(1 - mean) * D`, of two equally near ones the wider;
-    `plan.mean_slice` is the mean that this achieves. With another `budget` the widths of two blocks may differ by one
-    `multiple`, since the budget is then met to the last unit of width. Parameters and errors as for `dynamic_slices`.
+    Parameters
+    ----------
+    shape, mean
+        As for `dynamic_slices`.
+    multiple
+        The width is the multiple of it that is nearest to `(1 - mean) * D`, of two equally near ones the wider;
+        `plan.mean_slice` is the mean that this achieves.
+    budget
+        As for `dynamic_slices`. With "parameters" or "bytes" the widths of two blocks may differ by one `multiple`,
+        since the budget is then met to the last unit of width.
     """
     return dynamic_slices(shape, np.zeros(shape.L), mean, multiple=multiple, budget=budget)
 

@@ -41,9 +41,14 @@ class Luck(NamedTuple):
 
 
 def luck(own: float, drawn: ArrayLike) -> Luck:
-    """The luck of `own` among the values `[draws]` of random orders, higher = better.
+    """How many random orders do as well as the one that is judged, and how many as badly.
 
-    What is equal but for rounding is as good, and as bad.
+    Parameters
+    ----------
+    own
+        Value of the order that is judged, higher = better.
+    drawn
+        Values of the random orders, `[draws]`. One that equals `own` but for rounding is as good, and as bad.
     """
     drawn = np.asarray(drawn, np.float64)
     scale = max(abs(own), np.abs(drawn).max(initial=0))

@@ -62,7 +62,7 @@ def crossed_mean(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     """Mean of `values` `[draws, windows]`, each draw measured on the same windows; the interval covers both.
 
     That is: what other calibration draws and other windows would have given, not only other windows. Three draws say
-    little about draws, so the interval is wide where draws differ. Windows have one length and weigh alike.
+    little about draws, so the interval is wide where draws differ.
 
     A value is the mean + an effect of its draw + one of its window + noise. The means over windows are independent over
     draws and have a t interval; the windows' own effects, that is their spread beyond noise, have another; the squares
@@ -70,8 +70,22 @@ def crossed_mean(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     draws it covered 94 to 99 %, whatever the shares of draws, windows and noise; the usual way, Satterthwaite's degrees
     of freedom, fell to 90 % with 2 draws and to 92 % with 3.
 
-    Low and high are NaN for a single draw or a single window, whose spread is unknown. Raises ValueError for missing or
-    infinite values and for another shape.
+    Parameters
+    ----------
+    values
+        `[draws, windows]`. Windows have one length and weigh alike.
+    confidence
+        Of the interval.
+
+    Returns
+    -------
+    value, low, high
+        Low and high are NaN for a single draw or a single window, whose spread is unknown.
+
+    Raises
+    ------
+    ValueError
+        For missing or infinite values and for another shape.
     """
     value, *errors = _crossed(values)
     reach = _crossed_reach(errors, 1 - confidence)

@@ -94,11 +94,23 @@ def _least_agreement(L: int) -> float:
 def rank_luck(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None, times: int = 10_000, seed: int = 0) -> Luck:
     """How many of `times` random orders of the blocks agree with `y` `[L]` at least as well as `x` `[L]` does.
 
-    Agreement is Spearman's correlation, partial where something is `given`, as in `rank_correlation`; then what remains
-    of the ranks of `x` is permuted (Freedman and Lane, Journal of Business & Economic Statistics 1983). It takes the
-    values as they are; whether windows pin them down is what the interval of `rank_correlation` says.
+    Agreement is Spearman's correlation, partial where something is `given`.
 
-    Raises ValueError where x or y is constant, or nothing remains of it.
+    Parameters
+    ----------
+    x, y
+        Values per block `[L]`, taken as they are; whether windows pin them down is what the interval of
+        `rank_correlation` says.
+    given
+        As for `rank_correlation`; what remains of the ranks of `x` is then permuted (Freedman and Lane, Journal of
+        Business & Economic Statistics 1983).
+    times, seed
+        Of the random orders.
+
+    Raises
+    ------
+    ValueError
+        Where x or y is constant, or nothing remains of it.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     known = _known(given, len(x))[None]
