@@ -32,10 +32,12 @@ def verdicts(rows: pd.DataFrame) -> list[Axes]:
         if np.isfinite(row.effect):
             # the sign for it, since the words have no room
             unit = "ρ" if row.unit == "rank correlation" else row.unit
-            effect = f"{row.effect:+{'.3f' if unit == 'nats' else '.2g'}} {unit}".replace("-", "−")
-            ax.text(x + wide / 2, y + 0.5, effect, ha="center", va="center", fontsize=9)
+            form = ".3f" if unit == "nats" else ".0f" if abs(row.effect) >= 10 else ".2g"
+            effect = f"{row.effect:+{form}} {unit}".replace("-", "−")
+            ax.text(x + wide / 2, y + 0.5, effect, ha="center", va="center", fontsize=9 if len(models) < 4 else 7)
     ax.set(xlim=(0, len(models)), ylim=(len(names), 0))
-    ax.set_xticks(np.arange(len(models)) + 0.5, models)
+    short = [name.split("/")[-1].replace("-", "\n", 1) for name in models]  # names of the Hub and of wheels are long
+    ax.set_xticks(np.arange(len(models)) + 0.5, short)
     ax.set_yticks(np.arange(len(names)) + 0.5, names)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
