@@ -157,10 +157,11 @@ def knowledge(scores: pd.DataFrame, damage: pd.DataFrame) -> pd.DataFrame:
 
 def _against_each(savings: Mapping[str, tuple[Estimate, Luck]], blocks: int) -> tuple[str, str, Luck]:
     """Verdict, why, and luck of a saving in nats against each kind of random plans: the worst luck that counts."""
-    lucks = [luck for random, (_, luck) in savings.items() if random != KEPT or math.factorial(blocks - 2) > FEW]
+    many = [random for random in savings if random != KEPT or math.factorial(blocks - 2) > FEW]
+    lucks = [savings[random][1] for random in many]
     verdicts, whys = [], []
     for random, (gain, luck) in savings.items():
-        judged = more_than_luck(gain, luck, NATS, "nats") if luck in lucks else a_gain(gain, NATS, "nats")
+        judged = more_than_luck(gain, luck, NATS, "nats") if random in many else a_gain(gain, NATS, "nats")
         verdicts.append(judged[0])
         whys.append(f"against {random} {in_words(gain, 'nats')}: {judged[1]}")
     return all_of(verdicts), "; ".join(whys), max(lucks, key=lambda luck: luck.p)

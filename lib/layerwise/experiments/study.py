@@ -91,9 +91,7 @@ class Study:
         if of not in self._texts:
             copies = {} if self.data is None or of[-1] not in published.CORPORA else {"data": self.data}
             if of[-1] == "wikitext2" and split == "calibration":
-                split = (
-                    "validation"  # the same whether it comes from the Hub or from a copy, which has no training text
-                )
+                split = "validation"  # from the Hub too: copies have no training text
             self._texts[of] = corpora.tokens(
                 self.tokenizers[model], of[-1], split, n=n, length=self.length, seed=seed, **copies
             )
