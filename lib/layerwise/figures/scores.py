@@ -127,6 +127,31 @@ def correlations(rows: pd.DataFrame) -> list[Axes]:
     return axes
 
 
+def beyond_position(rows: pd.DataFrame) -> list[Axes]:
+    """Rank correlations of scores with damage, as they are (filled) and given position (hollow), a panel per model.
+
+    Rows as `claims.knowledge` gives them: model, kind, score, correlation and beyond, both with their low and high.
+    """
+    models, kinds, scores = (rows[name].unique() for name in ("model", "kind", "score"))
+    axes = panels(len(models), 0.4 + 0.19 * len(kinds) * len(scores))
+    looks = looks_of(scores)
+    for ax, model in zip(axes, models, strict=True):
+        ax.axvline(0, color=GREY, lw=1)
+        for row in rows[rows["model"] == model].itertuples():
+            y = list(kinds).index(row.kind) + 0.8 * ((list(scores).index(row.score) + 0.5) / len(scores) - 0.5)
+            colour, marker = looks[row.score]
+            ax.plot([row.correlation_low, row.correlation_high], [y - 0.08] * 2, color=colour, lw=1.2, alpha=0.35)
+            ax.plot([row.beyond_low, row.beyond_high], [y + 0.08] * 2, color=colour, lw=2.4, alpha=0.6)
+            ax.plot(row.correlation, y - 0.08, marker=marker, color=colour, zorder=3)
+            ax.plot(row.beyond, y + 0.08, marker=marker, color=colour, mfc="white", zorder=3)
+        ax.set_yticks(range(len(kinds)), kinds)
+        ax.set(title=model, xlim=(-1.05, 1.05), ylim=(len(kinds) - 0.4, -0.6), xticks=[-1, -0.5, 0, 0.5, 1])
+        ax.grid(axis="y", visible=False)
+    axes[-1].set_xlabel("rank correlation with damage\n(filled: as it is, hollow: given position)")
+    legend(axes[0], looks)
+    return axes
+
+
 def residual_norms(rows: pd.DataFrame) -> list[Axes]:
     """Root mean square per coordinate of what enters each block and of what the block adds, by relative depth.
 
