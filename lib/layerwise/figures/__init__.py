@@ -11,7 +11,7 @@ from layerwise.figures.memory import fits
 from layerwise.figures.models import accuracies, by_depth, loss_curves
 from layerwise.figures.orders import orders, shares
 from layerwise.figures.plans import curves, grid, over_bytes, plan_bars, rivals
-from layerwise.figures.scores import against_damage, beyond_position, by_layer, correlations, residual_norms, settling
+from layerwise.figures.scores import against_damage, by_layer, correlations, given_position, residual_norms, settling
 from layerwise.figures.verdicts import verdicts
 
 __all__ = [
@@ -21,12 +21,12 @@ __all__ = [
     "WIDTH",
     "accuracies",
     "against_damage",
-    "beyond_position",
     "by_depth",
     "by_layer",
     "correlations",
     "curves",
     "fits",
+    "given_position",
     "grid",
     "loss_curves",
     "orders",

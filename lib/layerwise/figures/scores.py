@@ -127,7 +127,7 @@ def correlations(rows: pd.DataFrame) -> list[Axes]:
     return axes
 
 
-def beyond_position(rows: pd.DataFrame) -> list[Axes]:
+def given_position(rows: pd.DataFrame) -> list[Axes]:
     """Rank correlations of scores with damage, as they are (filled) and given position (hollow), a panel per model.
 
     Rows as `claims.knowledge` gives them: model, kind, score, correlation and beyond, both with their low and high.
