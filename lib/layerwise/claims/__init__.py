@@ -17,7 +17,7 @@ from layerwise.claims.equal_bytes import (
     q3_exception,
     random_ahead,
 )
-from layerwise.claims.position import beyond_position, knowledge, slices_beyond_position, within_twice
+from layerwise.claims.position import beyond_position, chosen_widths, knowledge, slices_beyond_position, within_twice
 from layerwise.claims.quantization import q1, q1_at_random, q5, share_within, shares
 from layerwise.claims.slice_widths import against_constant, s1, s1_tasks, s2, settings
 from layerwise.claims.techniques import gains, q6
@@ -38,6 +38,7 @@ __all__ = [
     "by_model",
     "changes",
     "changes_by_model",
+    "chosen_widths",
     "corrected",
     "crossing",
     "crossings",

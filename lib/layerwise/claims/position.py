@@ -85,11 +85,7 @@ def slices_beyond_position(rows: pd.DataFrame, choice: pd.DataFrame, plan: str =
     beyond, rivals = [], []
     over_random: dict[str, list[np.ndarray]] = {random: [] for random in block_orders.RANDOM}
     for mean, part in rows.groupby("mean"):
-        means = choice[choice["mean"] == mean].groupby(["plan", "base"])["loss"].mean()
-        if plan not in means.index.get_level_values("plan") or len(means.index.unique("plan")) < 2:
-            raise ValueError(f"no rows on calibration text choose between {plan} and plans by position at {mean:g}")
-        rival, at = means.drop(plan, level="plan").idxmin()
-        base = means[plan].idxmin()
+        base, rival, at = chosen_widths(choice, mean, plan)
         own = _losses(part, plan, base, "draw")
         beyond.append((own - _losses(part, rival, at, "draw")).to_numpy())
         for random, savings in over_random.items():
@@ -114,6 +110,18 @@ def slices_beyond_position(rows: pd.DataFrame, choice: pd.DataFrame, plan: str =
     )
     parts = (Part(turned(change), 1, "%"), *(Part(gain, NATS, "nats") for gain, _ in against.values()))
     return Verdict(f"{plan} beyond position", statement, verdict, *change, "%", reason, rows, luck, parts)
+
+
+def chosen_widths(choice: pd.DataFrame, mean: float, plan: str = "LR") -> tuple[float, str, float]:
+    """The base at which a plan is judged, and which plan by position at which base is its rival, at a mean slice.
+
+    Those of least loss in `choice`, rows as for `slices_beyond_position`. Raises ValueError where it lacks either.
+    """
+    means = choice[np.isclose(choice["mean"], mean)].groupby(["plan", "base"])["loss"].mean()
+    if plan not in means.index.get_level_values("plan") or len(means.index.unique("plan")) < 2:
+        raise ValueError(f"no rows on calibration text choose between {plan} and plans by position at {mean:g}")
+    rival, at = means.drop(plan, level="plan").idxmin()
+    return means[plan].idxmin(), rival, at
 
 
 def within_twice(rows: pd.DataFrame, constant: str = "constant") -> pd.DataFrame:
