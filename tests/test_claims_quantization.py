@@ -533,6 +533,15 @@ def test_few_orders_keep_the_ends_of_a_small_model(rng):
     assert drawn > 0 and found.verdict == HOLDS
 
 
+def test_where_little_is_lost_no_order_is_told_from_another(rng):
+    rows, choice = tidy(sweep(rng, HARM, HARM)), ramps(HARM)
+    windows = [name for name in rows if name[0] == "w" and name[1:].isdigit()]
+    at_stake = rows.loc[(rows["order"] == "LIM") & (rows["lowered"] == 8), windows].mean(axis=None)
+    smaller = rows.assign(**{name: rows[name] * 0.04 / at_stake for name in windows})  # 0.04 nats with all lowered
+    found = lw.claims.beyond_position(smaller, choice)
+    assert found.verdict == CANNOT_TELL and "too little for 0.01 to tell orders apart" in found.reason
+
+
 # Rows that are wrong.
 
 

@@ -28,6 +28,7 @@ from layerwise.stats import Estimate, Luck
 KEPT = "random, ends kept"  # drawn at random, with the ends where most scores have them
 FEW = 199  # orders that keep the ends, at most, are too few for one of them to be rare
 DRAWS = 5  # of calibration text that a verdict on perplexity needs
+STAKE = 5  # times the least gain that counts: what has to be lost before orders can be told apart by it
 TWICE = math.log(2)  # nats: where constant slicing more than doubles the dense perplexity, both models are wrecked
 
 
@@ -44,6 +45,8 @@ def beyond_position(rows: pd.DataFrame, choice: pd.DataFrame, order: str = "LIM"
     rivals on a model whose ends matter least, hence both kinds; where they are few, since the blocks are, none can be
     lucky enough among them, and only the gain over them counts. Raises ValueError as `read_orders` and
     `best_by_position` do.
+
+    It can't be told where all blocks lowered cost less than five times 0.01 nats: hardly an order could save as much.
     """
     ramp = block_orders.best_by_position(choice)
     sweep = block_orders.against_random(rows, order, KEPT, ramp, "random")
@@ -56,10 +59,12 @@ def beyond_position(rows: pd.DataFrame, choice: pd.DataFrame, order: str = "LIM"
         f"measures nothing: {why_knows}; {why_more}."
     )
     statement = f"{order} orders layers better than the best ramp over depth, and than random orders."
+    verdict = all_of([knows, more])
     parts = (Part(beyond, NATS, "nats"), *(Part(gain, NATS, "nats") for gain, _ in savings.values()))
-    return Verdict(
-        f"{order} beyond position", statement, all_of([knows, more]), *beyond, "nats", reason, rows, luck, parts
-    )
+    if (stake := sweep.loss[order][0, -1].mean()) < STAKE * NATS:
+        verdict, parts = CANNOT_TELL, ()
+        reason += f" With all blocks lowered it is {stake:.3f} nats, too little for {NATS:g} to tell orders apart."
+    return Verdict(f"{order} beyond position", statement, verdict, *beyond, "nats", reason, rows, luck, parts)
 
 
 def slices_beyond_position(rows: pd.DataFrame, choice: pd.DataFrame, plan: str = "LR") -> Verdict:
