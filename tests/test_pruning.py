@@ -10,6 +10,7 @@ import torch
 from families import CUT, FAMILIES, VARIANTS, logits, random_tokens, slices, tiny, uneven
 from layerwise.backbone.architectures import architecture
 from layerwise.backbone.structure import blocks
+from layerwise.compression.semi_structured import TwoOfFour
 from layerwise.plans import Layer, Plan
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -224,3 +225,32 @@ def test_removal_wants_a_model_and_text_that_it_can_run():
         lw.damage.removal_order(lw.compress(tiny(), CUT, TOKENS), TOKENS)
     with pytest.raises(ValueError, match="at least 2 tokens"):
         lw.damage.removal_order(tiny(), TOKENS[:, :1])
+
+
+# Two of each four weights.
+
+
+def test_two_of_each_four_weights_stay():
+    model = tiny("llama")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    shape = lw.shape(model)
+    plan = lw.plans.bits(shape, np.arange(shape.L)[::-1], 1, 16, 16)  # every block
+    pruned = lw.compress(model, plan, quantizer=TwoOfFour())
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    for old, new in zip(blocks(model), blocks(pruned), strict=True):
+        for path, linear in lw.structure.linears(old).items():
+            kept = new.get_submodule(path).weight
+            for row, other in zip(linear.weight.view(-1, 4), kept.view(-1, 4), strict=True):
+                largest = row.abs().argsort(descending=True)[:2]
+                assert torch.equal(other, torch.zeros(4).index_put((largest,), row[largest]))
+    # 16 bits for half of the weights, 2 bits for the place of each
+    saved = sum(shape.linear_weights) * (shape.bytes_per_parameter - 2 / 2 - 2 / 16)
+    assert plan.predicted_bytes(shape, TwoOfFour().stored) == shape.total_bytes - saved
+
+
+def test_what_two_of_four_refuses():
+    model = tiny("llama")
+    with pytest.raises(ValueError, match="2:4 has no 8 bits; it has 16"):
+        TwoOfFour()(model, [8, None, None])
+    with pytest.raises(ValueError, match="rows of 6 weights can't be cut into groups of 4"):
+        TwoOfFour().check_columns(6)

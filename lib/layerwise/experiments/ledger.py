@@ -13,6 +13,7 @@ from layerwise.experiments.results import load_rows
 from layerwise.experiments.store import plain, write_whole
 
 OWN = ("model", "key", "run")  # columns of every committed table, beside its labels and what was measured
+AMOUNTS = {"amount"}  # labels that say how much of a model in words, such as "5 of 6 blocks": models differ in them
 
 
 class Result:
@@ -80,7 +81,8 @@ class Ledger:
         edited, its results are no committed ones, and what is committed under its name stays away. A line says so where
         nothing is left.
         """
-        words = sorted({label for labels, _ in asked for label, value in labels.items() if isinstance(value, str)})
+        words = {label for labels, _ in asked for label, value in labels.items() if isinstance(value, str)}
+        words = sorted(words - AMOUNTS)
         same: dict[tuple, bool] = {}
         for labels, key in asked:
             called = tuple(labels.get(word) for word in words)
