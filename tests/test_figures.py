@@ -1,3 +1,5 @@
+from itertools import product
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -83,6 +85,20 @@ def test_correlations_show_all_blocks_filled_and_the_rest_hollow():
     assert len(marks) == 8
     assert sum(line.get_markerfacecolor() == "white" for line in marks) == 4
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["removed", "2 bits"]
+
+
+def test_what_a_score_knows_is_filled_as_it_is_and_hollow_given_position():
+    columns = ["model", "kind", "score", "correlation", "beyond"]
+    values = [("a", "removed", "LIM", 0.9, 0.1), ("a", "removed", "ZD", -0.5, 0.2), ("b", "3 bits", "LIM", 0.4, -0.3)]
+    rows = pd.DataFrame(values, columns=columns)
+    for name, width in product(("correlation", "beyond"), ("low", "high")):
+        rows[f"{name}_{width}"] = rows[name] + (0.05 if width == "high" else -0.05)
+    axes = figures.given_position(rows)
+    assert [ax.get_title(loc="left") for ax in axes] == ["a", "b"]
+    marks = [line for ax in axes for line in ax.get_lines() if line.get_marker() in figures.MARKERS]
+    hollow = [line.get_xdata()[0] for line in marks if line.get_markerfacecolor() == "white"]
+    assert hollow == [0.1, 0.2, -0.3] and len(marks) == 6
+    assert marks[0].get_color() == marks[4].get_color() != marks[2].get_color()  # a score's, in every panel
 
 
 def test_settling_has_a_line_per_model_over_tokens():

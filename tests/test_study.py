@@ -242,6 +242,17 @@ def test_committed_results_of_other_models_stand_beside(study, tmp_path, capsys)
     assert len(both.score("6L", lw.scores.lim, n=4)) == 6
 
 
+def test_amounts_differ_from_model_to_model_and_hide_nothing_that_stands_beside(study, tmp_path):
+    full = study(full=True)
+    full.values("scores", {"LIM": lw.scores.lim}, n=4, amount="5 of 6 blocks")
+    path = tmp_path / "results" / "bits" / "scores.csv"
+    text = path.read_text()
+    other = text.split("\n", 1)[1].replace("6L,", "a real one,").replace("5 of 6", "25 of 30")
+    path.write_text(text + other)
+    rows = study(beside="a real one").values("scores", {"LIM": lw.scores.lim}, n=4, amount="5 of 6 blocks")
+    assert dict(rows.groupby("model")["amount"].first()) == {"6L": "5 of 6 blocks", "a real one": "25 of 30 blocks"}
+
+
 def test_published_text_is_read_from_copies(study, tmp_path, monkeypatch):
     asked = []
 
