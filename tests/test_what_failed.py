@@ -40,6 +40,40 @@ def test_what_it_names_is_there():
         assert (ROOT / file).exists(), file
 
 
+OURS = ["6L", "6L-s1", "6L-s2", "12L", "12L-s1", "12L-s2", "12L-muon", "24L", "24L-s1", "24L-s2"]
+
+
+def orders(levels):
+    """Mean loss over the sweep of each order of our models at its quarters, by rounding: `[model, order]`."""
+    rows = pd.read_csv(ROOT / "results" / "beyond_position" / "orders.csv", low_memory=False)
+    rows = rows[(rows["levels"] == levels) & (rows["quantizer"] == "rtn") & rows["model"].isin(OURS)]
+    inner = rows[(rows["lowered"] > 0) & (rows["lowered"] < rows["blocks"])]
+    return inner.pivot_table(index="model", columns="order", values="loss"), rows
+
+
+def test_the_order_by_lim_is_a_ramp_on_our_models():
+    means, _ = orders("4→2")
+    ramp = means[["early first", "early first, block 0 kept"]].min(axis=1)
+    behind = means["LIM"] - ramp
+    assert set(behind.index) == set(OURS) and behind.min() > -0.01
+    assert behind["12L-muon"] > 0.03 and behind.idxmax() == "12L-muon" and (means["ZD"] > ramp + 0.05).all()
+    assert (ramp - means["damage"]).nlargest(4).iloc[-1] < 0.01
+
+
+def test_from_4_to_3_bits_our_models_lose_too_little_to_tell_orders_apart():
+    _, rows = orders("4→3")
+    three = rows[rows["model"].isin(["6L", "12L", "24L"]) & (rows["lowered"] == rows["blocks"])]
+    assert three["loss"].max() < 0.05
+
+
+def test_widths_by_lr_lose_to_a_ramp_on_our_models():
+    rows = pd.read_csv(ROOT / "results" / "beyond_position" / "widths.csv")
+    rows = rows[rows["model"].isin(OURS) & (rows["draw"] == 0) & ~rows["plan"].str.startswith("random")]
+    for _, part in rows.groupby(["model", "mean"]):
+        loss = part.groupby("plan")["loss"].min()
+        assert loss["early first, block 0 kept"] < loss["LR"] - 0.02
+
+
 def test_a_training_seed_can_weigh_more_than_six_blocks():
     (first, *others), twelve = gaps("6L", "6L-s1", "6L-s2"), gaps("12L", "12L-s1", "12L-s2")
     assert (first - others > np.mean([first, *others]) - twelve.mean()).all()
