@@ -1,4 +1,4 @@
-"""A real model through the chapters: `python benchmarks/real.py [MODEL]`, in ten minutes on a GPU, or resumed later.
+"""A real model through the chapters: `python benchmarks/real.py MODEL`, in ten minutes on a GPU, or resumed later.
 
 It executes chapters with the parameters below, one after the other, on WikiText-2; their tables go to `results/` as
 each is finished. Finished results are kept, so that a call that runs out of time says what it left, and the next one
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 JOBS = (  # what decides comes first
     ("beyond_position", {"PAIRS": "4→3", "SLICES": "10", "SEEDS": ""}),
     ("layer_importance", {}),
-    ("dynamic_slicing", {"MEANS": "10", "STEP": 5}),
+    ("dynamic_slicing", {"MEANS": "10, 15", "STEP": 5}),
     ("quantization_vs_pruning", {"DRAWS": 1, "RANDOM": 0, "CUTS": "5 to 30", "LEFT_OUT": "greedy, reversed, random"}),
     ("variable_quantization", {"PAIRS": "4→2", "TECHNIQUES": "quanto", "PARTS": 4, "DRAWS": 19}),
 )
@@ -41,11 +41,14 @@ def run(name: str, parameters: dict, seconds: float) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default="packaged/smollm2-135m", metavar="MODEL", help="what lw.load takes")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="what lw.load takes, such as packaged/smollm2-135m")
     parser.add_argument("--data", default="", help="a folder with WikiText-2, where the Hub can't be reached")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--cpu", action="store_true", help="run it without a GPU too")
     options = parser.parse_args()
+    if options.model is None:
+        print("Name a model, such as packaged/smollm2-135m: its results go to results/.")
+        return 0
     if not (torch.cuda.is_available() or options.cpu):
         print("There is no GPU here, and on CPUs this takes hours: --cpu runs it all the same.")
         return 0

@@ -13,6 +13,7 @@ from layerwise.claims import block_orders
 from layerwise.claims.differences import percent
 from layerwise.claims.verdict import (
     CANNOT_TELL,
+    DOES_NOT,
     NATS,
     Part,
     Verdict,
@@ -23,6 +24,7 @@ from layerwise.claims.verdict import (
     more_than_luck,
     turned,
 )
+from layerwise.plans import by_position
 from layerwise.stats import Estimate, Luck
 
 KEPT = "random, ends kept"  # drawn at random, with the ends where most scores have them
@@ -38,7 +40,7 @@ def beyond_position(rows: pd.DataFrame, choice: pd.DataFrame, order: str = "LIM"
     Rows of one setting as for `block_orders.read_orders`, with the order, `RAMPS`, "random" and "random, ends kept";
     `choice` are those of the ramps on calibration text, which decide what the rival is. The effect is the mean loss
     over the sweep by the best ramp minus that by the order, in nats per token, positive = the order is better, paired
-    over windows.
+    over windows. Two orders are compared at the numbers of lowered blocks that both have: random ones may have fewer.
 
     It holds where the order is better than that ramp (`verdict.a_gain`, from 0.01 nats) and than random orders of
     either kind (`verdict.more_than_luck`); it doesn't where one of these is ruled out. Those that keep the ends are no
@@ -46,11 +48,13 @@ def beyond_position(rows: pd.DataFrame, choice: pd.DataFrame, order: str = "LIM"
     lucky enough among them, and only the gain over them counts. Raises ValueError as `read_orders` and
     `best_by_position` do.
 
-    It can't be told where all blocks lowered cost less than five times 0.01 nats: hardly an order could save as much.
+    Where lowering all blocks costs less than five times 0.01 nats hardly an order could save as much: what isn't behind
+    the ramp can't be told there then.
     """
     ramp = block_orders.best_by_position(choice)
-    sweep = block_orders.against_random(rows, order, KEPT, ramp, "random")
-    beyond = stats.mean(block_orders.saved(sweep, order, ramp)[0])
+    sweep = block_orders.against_random(rows, order, KEPT, "random")
+    of_both = block_orders.read_orders(rows, [order, ramp])
+    beyond = stats.mean(block_orders.saved(of_both, order, ramp)[0])
     knows, why_knows = a_gain(beyond, NATS, "nats")
     savings = {random: block_orders.saving(sweep, order, random) for random in block_orders.RANDOM}
     more, why_more, luck = _against_each(savings, sweep.blocks)
@@ -61,9 +65,10 @@ def beyond_position(rows: pd.DataFrame, choice: pd.DataFrame, order: str = "LIM"
     statement = f"{order} orders layers better than the best ramp over depth, and than random orders."
     verdict = all_of([knows, more])
     parts = (Part(beyond, NATS, "nats"), *(Part(gain, NATS, "nats") for gain, _ in savings.values()))
-    if (stake := sweep.loss[order][0, -1].mean()) < STAKE * NATS:
+    stake = np.diff(of_both.loss[order][0, [0, -1]].mean(axis=-1)).item()
+    if stake < STAKE * NATS and verdict == DOES_NOT and beyond.high >= 0:
         verdict, parts = CANNOT_TELL, ()
-        reason += f" With all blocks lowered it is {stake:.3f} nats, too little for {NATS:g} to tell orders apart."
+        reason += f" Lowering all blocks costs {stake:.3f} nats, too little for {NATS:g} to tell orders apart."
     return Verdict(f"{order} beyond position", statement, verdict, *beyond, "nats", reason, rows, luck, parts)
 
 
@@ -120,9 +125,11 @@ def slices_beyond_position(rows: pd.DataFrame, choice: pd.DataFrame, plan: str =
 def chosen_widths(choice: pd.DataFrame, mean: float, plan: str = "LR") -> tuple[float, str, float]:
     """The base at which a plan is judged, and which plan by position at which base is its rival, at a mean slice.
 
-    Those of least loss in `choice`, rows as for `slices_beyond_position`. Raises ValueError where it lacks either.
+    Those of least loss in `choice`, rows as for `slices_beyond_position`; other plans than this one and those of
+    `plans.by_position` are no rivals. Raises ValueError where it lacks either.
     """
-    means = choice[np.isclose(choice["mean"], mean)].groupby(["plan", "base"])["loss"].mean()
+    by_place = choice["plan"].isin([plan, *by_position(3)])
+    means = choice[np.isclose(choice["mean"], mean) & by_place].groupby(["plan", "base"])["loss"].mean()
     if plan not in means.index.get_level_values("plan") or len(means.index.unique("plan")) < 2:
         raise ValueError(f"no rows on calibration text choose between {plan} and plans by position at {mean:g}")
     rival, at = means.drop(plan, level="plan").idxmin()
