@@ -533,6 +533,14 @@ def test_few_orders_keep_the_ends_of_a_small_model(rng):
     assert drawn > 0 and found.verdict == HOLDS
 
 
+def test_an_order_and_a_ramp_are_compared_wherever_both_were_measured(rng):
+    rows, choice = tidy(sweep(rng, HARM, HARM)), ramps(HARM)
+    every = lw.claims.beyond_position(rows, choice)
+    half = rows[~rows["order"].str.startswith("random") | (rows["lowered"] == 4)]  # random orders at one number alone
+    few = lw.claims.beyond_position(half, choice)
+    assert few.effect == every.effect and few.parts[0] == every.parts[0] and few.parts[1] != every.parts[1]
+
+
 def test_where_little_is_lost_no_order_is_told_from_another(rng):
     rows, choice = tidy(sweep(rng, HARM, HARM)), ramps(HARM)
     windows = [name for name in rows if name[0] == "w" and name[1:].isdigit()]
@@ -540,6 +548,10 @@ def test_where_little_is_lost_no_order_is_told_from_another(rng):
     smaller = rows.assign(**{name: rows[name] * 0.04 / at_stake for name in windows})  # 0.04 nats with all lowered
     found = lw.claims.beyond_position(smaller, choice)
     assert found.verdict == CANNOT_TELL and "too little for 0.01 to tell orders apart" in found.reason
+    worse = smaller.copy()
+    worse.loc[(worse["order"] == "LIM") & worse["lowered"].between(1, 7), windows] += 0.02
+    behind = lw.claims.beyond_position(worse, choice)
+    assert behind.effect < 0 and behind.high < 0 and behind.verdict == DOES_NOT  # what is behind the ramp is told
 
 
 # Rows that are wrong.
