@@ -59,6 +59,17 @@ def test_the_order_by_lim_is_a_ramp_on_our_models():
     assert behind["12L-muon"] > 0.03 and behind.idxmax() == "12L-muon" and (means["ZD"] > ramp + 0.05).all()
 
 
+def test_on_a_real_llm_the_technique_turns_the_order_round():
+    rows = pd.read_csv(ROOT / "results" / "beyond_position" / "orders.csv", low_memory=False)
+    rows = rows[(rows["model"] == "packaged/smollm2-135m") & (rows["lowered"] == rows["blocks"] // 2)]
+    by = dict(list(rows.groupby("quantizer")))
+    loss = {name: part.groupby("order")["loss"].mean() for name, part in by.items()}
+    drawn = {name: part.loc[part["order"].str.startswith("random"), "loss"] for name, part in by.items()}
+    assert loss["rtn"]["LIM"] < loss["rtn"][list(lw.claims.RAMPS)].min()
+    assert (drawn["rtn"] > loss["rtn"]["LIM"]).mean() > 0.95 and (drawn["hqq"] < loss["hqq"]["LIM"]).all()
+    assert loss["hqq"][list(lw.claims.RAMPS)].idxmin() == "late first"
+
+
 def test_from_4_to_3_bits_our_models_lose_too_little_to_tell_orders_apart():
     _, rows = orders("4→3")
     three = rows[rows["model"].isin(["6L", "12L", "24L"]) & (rows["order"] == "LIM")]
