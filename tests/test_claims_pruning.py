@@ -99,6 +99,20 @@ def test_pruning_that_is_a_little_larger_is_the_rival():
     assert "at 1 nothing pruned is as large" in claims.q3(part).reason
 
 
+def test_pruning_that_is_much_larger_is_no_rival():
+    """Half of the weights zero has one size, and would else be what every few bits are set against."""
+    part = rows()
+    smallest = part.loc[part["family"] == "uniform bits", "bytes"].min()
+    before = claims.at_equal_bytes(part).iloc[0]
+    better = part[part["pruning"]].iloc[:1].assign(family="2:4", draw=0)
+    windows = [name for name in part if name[0] == "w" and name[1:].isdigit()]
+    better[windows] = -1.0
+    at_limit = pd.concat([part, better.assign(bytes=1.25 * smallest)])
+    beyond = pd.concat([part, better.assign(bytes=1.26 * smallest)])
+    assert claims.at_equal_bytes(at_limit).iloc[0]["rival"] == "2:4"
+    assert claims.at_equal_bytes(beyond).iloc[0]["value"] == before["value"]
+
+
 def test_draws_of_both_sides_are_paired():
     rng = np.random.default_rng(0)
     own = family("uniform bits", [0.0], [2.0], False, [4], draws=4, noise=0)

@@ -14,6 +14,7 @@ from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, RISK, Verdict
 from layerwise.stats import Estimate
 
 EXTREME = 2  # bits: "unless at extreme quantization", as the abstract has it
+NEAR = 1.25  # times the bytes of a plan: what is larger is no rival of it
 
 
 def q3(rows: pd.DataFrame, bits: str = "uniform bits", least: float = EXTREME + 1) -> Verdict:
@@ -85,10 +86,10 @@ def at_equal_bytes(rows: pd.DataFrame, bits: str = "uniform bits") -> pd.DataFra
 
     Columns: model, average_bits, bytes, rival, value, low, high, p. The value is the loss of the rival minus that of
     the bits, positive = bits are better. Of each kind of pruning the next larger plan is taken, which favours pruning
-    by the step between its sizes. The rival is the kind that does best in one half of the windows, and is measured in
-    the other; then the halves change places. The interval is over windows, and over calibration draws too where both
-    sides have several, or one of them has. `p` is not corrected. Value and rival are missing where nothing pruned is as
-    large.
+    by the step between its sizes; a kind without a plan that is at most a quarter larger is no rival at that size. The
+    rival is the kind that does best in one half of the windows, and is measured in the other; then the halves change
+    places. The interval is over windows, and over calibration draws too where both sides have several, or one of them
+    has. `p` is not corrected. Value and rival are missing where nothing pruned is as large.
 
     Raises ValueError for rows as `crossing` does, and for rows that lack the family `bits` or all pruning.
     """
@@ -103,7 +104,7 @@ def at_equal_bytes(rows: pd.DataFrame, bits: str = "uniform bits") -> pd.DataFra
         row = {"model": own["model"].iloc[0], "average_bits": width, "bytes": size}
         gains = {}
         for name, part in kinds.items():
-            rival = part[part["bytes"] >= size].sort_values("bytes").drop_duplicates("draw")
+            rival = part[part["bytes"].between(size, NEAR * size)].sort_values("bytes").drop_duplicates("draw")
             if set(rival["draw"]) == set(part["draw"]):
                 gains[name] = _paired(rival, own, windows)
         names, gain = _held_out_best(gains) if gains else ([], np.full((1, 1), np.nan))
