@@ -242,6 +242,12 @@ def test_committed_results_of_other_models_stand_beside(study, tmp_path, capsys)
     assert len(both.score("6L", lw.scores.lim, n=4)) == 6
 
 
+def test_a_label_that_reads_as_a_number_replaces_its_row(study, tmp_path):
+    for _ in range(2):
+        study(full=True).values("scores", {"LIM": lw.scores.lim}, n=4, group="32")
+    assert len(pd.read_csv(tmp_path / "results" / "bits" / "scores.csv")) == 6
+
+
 def test_amounts_differ_from_model_to_model_and_hide_nothing_that_stands_beside(study, tmp_path):
     full = study(full=True)
     full.values("scores", {"LIM": lw.scores.lim}, n=4, amount="5 of 6 blocks")

@@ -190,9 +190,16 @@ def _others(before: pd.DataFrame, labels: list[str], rows: pd.DataFrame, new_lab
 
 
 def _labelled(rows: pd.DataFrame, labels: list[str]) -> Iterator[tuple]:
-    """What each row is called, the same whether its numbers were read from a file or not."""
+    """What each row is called, the same whether it was read from a file, which makes numbers of "32" too, or not."""
+
+    def read(value):
+        try:
+            return "" if pd.isna(value) else float(value)
+        except ValueError:
+            return value
+
     for values in rows[["model", *labels]].itertuples(index=False, name=None):
-        yield tuple("" if pd.isna(value) else value if isinstance(value, str) else float(value) for value in values)
+        yield tuple(map(read, values))
 
 
 def run_name(origin: Mapping) -> str:
