@@ -79,7 +79,7 @@ class Ledger:
 
         `asked` has labels and key of each result. A name doesn't tell what function or rule decided: where one was
         edited, its results are no committed ones, and what is committed under its name stays away. A line says so where
-        nothing is left.
+        nothing is left of what there is.
         """
         words = {label for labels, _ in asked for label, value in labels.items() if isinstance(value, str)}
         words = sorted(words - AMOUNTS)
@@ -91,11 +91,12 @@ class Ledger:
         rows = load_rows(path).drop(columns="run") if path.exists() else pd.DataFrame(columns=["model", *words])
         rows.attrs = {}
         rows = rows[rows["model"] == model]
+        some = len(rows)
         if set(words) <= set(rows):
             rows = rows[[same.get(called, False) for called in rows[words].itertuples(index=False, name=None)]]
         else:
             rows = rows[:0]
-        if rows.empty:
+        if some and rows.empty:
             print(f"{table}: no results of {model} stand beside, since none of what is asked here is committed of it")
         return rows.dropna(axis="columns", how="all")
 
