@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,7 +133,9 @@ class Study:
         if of not in self._scores:
             about = {"windows": n, "text": corpus or self.corpus}  # by which a table tells scores of one name apart
             named = {_called(function): function}
-            found = self.values(
+            alone = copy(self)
+            alone.beside = []  # it is one model's
+            found = alone.values(
                 "scores", named, [model], "calibration", n, seed, corpus, quick=lambda labels: quick, **about
             )
             if found.empty:
