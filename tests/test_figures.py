@@ -417,6 +417,8 @@ def test_verdicts_are_cells_with_their_effects():
     assert len(colours) == 4 and colours[0.03, 0.06] == colours[2.03, 1.06] != colours[1.03, 0.06]
     legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
     assert legend == ["holds", "doesn't hold", "can't tell"]
+    (ax,) = figures.verdicts(VERDICTS, ["24L"])  # which stands first then
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["24L", "6L", "12L"]
 
 
 def test_a_verdict_on_all_models_together_spans_the_columns():

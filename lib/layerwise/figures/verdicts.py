@@ -1,5 +1,7 @@
 """Verdicts side by side: which claim holds on which model."""
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -11,19 +13,20 @@ from layerwise.figures.common import legend, panels
 _FILLS = {"holds": "#b5d3ea", "doesn't hold": "#f6c9a0", "can't tell": "#e3e3e3"}
 
 
-def verdicts(rows: pd.DataFrame) -> list[Axes]:
+def verdicts(rows: pd.DataFrame, models: Sequence[str] = ()) -> list[Axes]:
     """A cell for every claim and model: its colour is the verdict, in it the effect and its unit.
 
-    Rows as `claims.table` gives them, one per claim and model: claim, model, verdict, effect, unit. Claims and models
-    stand in the order of their first appearance; where a claim has no row for a model the cell stays empty. A claim
-    on all models together has the model "", and one cell from the first column to the last.
+    Rows as `claims.table` gives them, one per claim and model: claim, model, verdict, effect, unit. Claims stand in the
+    order of their first appearance, and so do models, after those of `models`; where a claim has no row for a model the
+    cell stays empty. A claim on all models together has the model "", and one cell from the first column to the last.
 
     Raises ValueError where a claim has several rows for a model.
     """
     if (again := rows.duplicated(["claim", "model"])).any():
         place = rows.loc[again, ["claim", "model"]].iloc[0]
         raise ValueError(f"{place['claim']} has more than one verdict for {place['model']}")
-    names, models = list(rows["claim"].unique()), [model for model in rows["model"].unique() if model]
+    names = list(rows["claim"].unique())
+    models = list(dict.fromkeys([*models, *(model for model in rows["model"] if model)]))
     (ax,) = panels(1, 0.42 * len(names))
     for row in rows.itertuples():
         x, wide = (models.index(row.model), 1) if row.model else (0, len(models))
