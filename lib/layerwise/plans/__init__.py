@@ -3,9 +3,12 @@
 from layerwise.plans.baselines import by_position, in_reverse, shuffled
 from layerwise.plans.drops import drop, drop_run
 from layerwise.plans.groups import bits, outliers
-from layerwise.plans.plan import FIELDS, Layer, Plan
+from layerwise.plans.layer import Layer
+from layerwise.plans.parts import by_part
+from layerwise.plans.plan import Plan
 from layerwise.plans.slices import constant_slices, dynamic_slices
 from layerwise.plans.storage import Grouped
+from layerwise.plans.written import FIELDS
 
 __all__ = [
     "FIELDS",
@@ -13,6 +16,7 @@ __all__ = [
     "Layer",
     "Plan",
     "bits",
+    "by_part",
     "by_position",
     "constant_slices",
     "drop",
