@@ -69,6 +69,7 @@ class Shape:
     slicing: Slicing | str  # or why the model can't be sliced
     embedding: Matrix | None = None  # that of tokens; None: it is of a kind that can't have few bits
     head: Matrix | None = None  # the embedding's table, where the two are tied
+    cache_bytes: int = 0  # keys and values of one token, all blocks; models that keep less of some take it as a bound
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -137,6 +138,7 @@ def shape(model) -> Shape:
         slicing=slicing,
         embedding=embedding,
         head=head,
+        cache_bytes=size * _cached(text_config(model)),
     )
 
 
@@ -156,6 +158,14 @@ def _ends(model) -> tuple[Matrix | None, Matrix | None]:
         for name, module, kind in (("embedding", embedding, nn.Embedding), ("head", head, nn.Linear))
     ]
     return tables[0], tables[0] if tied(model) else tables[1]
+
+
+def _cached(config: PretrainedConfig) -> int:
+    """Numbers that attention keeps of one token: a key and a value for each head that has its own, in every block."""
+    heads = config.num_attention_heads
+    own = getattr(config, "num_key_value_heads", None) or heads
+    each = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2 * config.num_hidden_layers * own * each
 
 
 def _streams(found: Architecture) -> dict[str, str]:

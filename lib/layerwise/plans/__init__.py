@@ -1,5 +1,6 @@
 """What is to be done to each layer, and the rules that decide it from scores and a budget; knows no model."""
 
+from layerwise.plans.allocation import allocate, number_of_bytes, told_bytes
 from layerwise.plans.baselines import by_position, in_reverse, shuffled
 from layerwise.plans.drops import drop, drop_run
 from layerwise.plans.groups import bits, outliers
@@ -15,6 +16,7 @@ __all__ = [
     "Grouped",
     "Layer",
     "Plan",
+    "allocate",
     "bits",
     "by_part",
     "by_position",
@@ -23,6 +25,8 @@ __all__ = [
     "drop_run",
     "dynamic_slices",
     "in_reverse",
+    "number_of_bytes",
     "outliers",
     "shuffled",
+    "told_bytes",
 ]
