@@ -250,5 +250,5 @@ def check_fits(model, plan: Plan, known: Shape | None = None) -> None:
             f"the plan is for {len(plan.layers)} layers of width {plan.width}, the model has {count} of width {width}: "
             "make the plan from lw.shape(model)"
         )
-    if plan.embedding_bits or plan.head_bits or any(layer.matrices for layer in plan.layers):
+    if plan.by_matrix:
         check_shape(plan, known or shape(model))

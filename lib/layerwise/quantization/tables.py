@@ -80,17 +80,18 @@ def quantized_ends(model: nn.Module, quantizer, ends: tuple[int | None, int | No
     paths = {id(module): path for path, module in model.named_modules()}
     found: dict[str, nn.Module] = {}
     if of_embedding is not None:
-        new = packed_embedding(embedding, _matrix(quantizer, embedding, of_embedding, "embedding"), of_embedding)
+        new = packed_embedding(embedding, quantized_end(quantizer, embedding, of_embedding, "embedding"), of_embedding)
         found[paths[id(embedding)]] = new
         if tied(model):
             found[paths[id(head)]] = TiedHead(new, head.bias)
             return found
     if of_head is not None:
-        found[paths[id(head)]] = PackedLinear(_matrix(quantizer, head, of_head, "head"), of_head, head.bias)
+        found[paths[id(head)]] = PackedLinear(quantized_end(quantizer, head, of_head, "head"), of_head, head.bias)
     return found
 
 
-def _matrix(quantizer, module: nn.Module, bits: int, name: str) -> Quantized:
+def quantized_end(quantizer, module: nn.Module, bits: int, name: str) -> Quantized:
+    """The weights of embedding or head at `bits` bits; raises ValueError as `Blockwise.matrix`, with its `name`."""
     try:
         return quantized(quantizer, module.weight, bits)
     except ValueError as error:
