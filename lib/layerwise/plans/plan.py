@@ -95,8 +95,13 @@ class Plan:
     @property
     def quantizes(self) -> bool:
         """Whether it sets bits of anything that is kept: of a block, the embedding or the head."""
+        return self.by_matrix or any(layer.quantized for layer in self.kept)
+
+    @property
+    def by_matrix(self) -> bool:
+        """Whether it sets bits otherwise than by whole blocks: of a matrix, the embedding or the head."""
         ends = (self.embedding_bits, self.head_bits)
-        return any(layer.quantized for layer in self.kept) or any(bits is not None for bits in ends)
+        return any(layer.matrices for layer in self.kept) or any(bits is not None for bits in ends)
 
     def ends(self, tied: bool) -> tuple[int | None, int | None]:
         """Bits of embedding and head of a model where they are one table (`tied`) or two.
