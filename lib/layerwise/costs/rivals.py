@@ -11,7 +11,6 @@ Memory beside the model: a few copies of its weights, of `output_error` one for 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from layerwise.backbone import devices, structure
 from layerwise.backbone.passes import Head, Passes
-from layerwise.costs.tables import Rounding, Table, replaced, tables
+from layerwise.costs.tables import Rounding, Table, replaced, rounded, tables
 from layerwise.evaluation import predictions
 from layerwise.evaluation.comparison import check_windows
 
@@ -93,11 +92,11 @@ def first_order(model: nn.Module, tokens: Tensor, quantizer: Quantizer, widths: 
     check_windows(model, tokens)
     each, rounding, columns = tables(model), Rounding(quantizer, widths), []
     for bits in widths:
-        with _all_at(each, rounding, bits) as own:
-            gradients = _gradients(model, each, tokens, _loss) if bits is not None else []
+        with rounded(each, rounding, [bits] * len(each)) as own:
+            gradients = _gradients(model, each, tokens, _loss) if own else []
             found = [
                 (gradient.float() * (weight.float() - table.weight.float())).abs().sum().item()
-                for table, weight, gradient in zip(each, own, gradients, strict=bits is not None)
+                for table, weight, gradient in zip(each, own, gradients, strict=False)
             ]
         columns.append(found or [0.0] * len(each))
     return np.array(columns).T
@@ -116,12 +115,12 @@ def signed_gradient(model: nn.Module, tokens: Tensor, quantizer: Quantizer, widt
     def divergence(logits: Tensor, window: Tensor) -> Tensor:
         return F.kl_div(logits[:-1].log_softmax(-1), next(dense), reduction="batchmean", log_target=True)
 
-    own = [table.weight.detach().clone() for table in each]
-    with _all_at(each, rounding, min(bits for bits in widths if bits is not None)):
+    low = min(bits for bits in widths if bits is not None)
+    with rounded(each, rounding, [low] * len(each)) as own:
         found = []
         for table, weight, gradient in zip(each, own, _gradients(model, each, tokens, divergence), strict=True):
-            low = table.weight.detach().float()
-            found.append([(gradient.float() * (rounding.at(weight, bits) - low)).sum().item() for bits in widths])
+            lowest = table.weight.detach().float()
+            found.append([(gradient.float() * (rounding.at(weight, bits) - lowest)).sum().item() for bits in widths])
     return np.array(found)
 
 
@@ -192,18 +191,3 @@ def _gradients(model: nn.Module, each: Sequence[Table], tokens: Tensor, loss: Ca
         for parameter, before in asked.items():
             parameter.requires_grad_(before)
     return [total.T if isinstance(table.module, Conv1D) else total for total, table in zip(sums, each, strict=True)]
-
-
-@contextmanager
-def _all_at(each: Sequence[Table], rounding: Rounding, bits: int | None):
-    """All tables at some width for a while; gives their own weights, which come back afterwards."""
-    own = [table.weight.detach().clone() for table in each]
-    try:
-        with torch.no_grad():
-            for table in each:
-                table.weight.copy_(rounding.at(table.weight, bits))
-        yield own
-    finally:
-        with torch.no_grad():
-            for table, weight in zip(each, own, strict=True):
-                table.weight.copy_(weight)

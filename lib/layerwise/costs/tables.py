@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -70,7 +70,24 @@ class Rounding:
 
 
 @contextmanager
-def replaced(table: Table, weight: Tensor):
+def rounded(each: Sequence[Table], rounding: Rounding, bits: Sequence[int | None]) -> Iterator[list[Tensor]]:
+    """Tables at their bits for a while, None as they are; gives the model's own weights, which come back afterwards, to
+    the last bit."""
+    chosen = [(table, width) for table, width in zip(each, bits, strict=True) if width is not None]
+    own = [table.weight.detach().clone() for table, _ in chosen]
+    try:
+        with torch.no_grad():
+            for table, width in chosen:
+                table.weight.copy_(rounding.at(table.weight, width))
+        yield own
+    finally:
+        with torch.no_grad():
+            for (table, _), weight in zip(chosen, own, strict=True):
+                table.weight.copy_(weight)
+
+
+@contextmanager
+def replaced(table: Table, weight: Tensor) -> Iterator[None]:
     """A table with other weights for a while; the model's own come back afterwards, to the last bit."""
     own = table.weight.detach().clone()
     try:
