@@ -95,14 +95,18 @@ class PackedLinear(Packed):
 
     def dense(self, dtype: torch.dtype) -> nn.Linear:
         """A plain linear layer with the weights that this one stands for: larger, faster, and equal."""
-        with torch.device("meta"):
-            linear = nn.Linear(self.in_features, self.out_features, bias=False)
-        linear.weight = nn.Parameter(self.weights().to(dtype), requires_grad=False)
-        linear.bias = self.bias
-        return linear
+        return plain_linear(self.weights().to(dtype), self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}, group={self.group}"
+
+
+def plain_linear(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
+    """A linear layer with these weights `[rows, columns]`, which are not copied."""
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight, linear.bias = nn.Parameter(weight, requires_grad=False), bias
+    return linear
 
 
 class Outlying(NamedTuple):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from layerwise.backbone.structure import tied
 from layerwise.quantization.blockwise import quantized
-from layerwise.quantization.packed import Packed, PackedLinear, Quantized, dequantized, unpack_rows
+from layerwise.quantization.packed import Packed, PackedLinear, Quantized, dequantized, plain_linear, unpack_rows
 
 
 class PackedEmbedding(Packed, nn.Embedding):
@@ -46,6 +46,10 @@ class TiedHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.table.weights().to(x.dtype), self.bias)
+
+    def dense(self, dtype: torch.dtype) -> nn.Linear:
+        """A plain linear layer with the weights that this one stands for."""
+        return plain_linear(self.table.weights().to(dtype), self.bias)
 
     def extra_repr(self) -> str:
         rows, columns = self.table.shape
