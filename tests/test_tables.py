@@ -211,16 +211,27 @@ def test_what_cannot_be_done_is_said_and_changes_nothing():
     assert all(before[key].nan_to_num().equal(value.nan_to_num()) for key, value in model.state_dict().items())
 
 
-def test_an_embedding_of_few_bits_is_refused_where_dense_weights_are_needed():
-    plan = lw.Plan((lw.Layer(),) * 3, 32, embedding_bits=4)
-    small = lw.compress(MODELS["llama"], plan)
-    for asked in (
-        lw.shape,
-        lambda small: lw.compress(small, plan),
-        lambda small: lw.compress(small, slices(20, 20, 20)),
-    ):
+@pytest.mark.parametrize("ends", [{"embedding_bits": 4}, {}])
+def test_what_has_few_bits_in_part_is_refused_where_dense_weights_are_needed(ends):
+    layers = (lw.Layer(matrices={} if ends else {"mlp.up_proj": 4}),) * 3
+    small = lw.compress(MODELS["llama"], lw.Plan(layers, 32, **ends))
+    more = lw.Plan((lw.Layer(matrices={"mlp.down_proj": 4}),) * 3, 32)
+    asked = [lw.shape, lambda small: lw.compress(small, more), lambda small: lw.compress(small, slices(20, 20, 20))]
+    for ask in [*asked, *([] if ends else [lw.scores.zd])]:  # which looks at blocks alone
         with pytest.raises(ValueError, match="few bits already"):
-            asked(small)
+            ask(small)
+
+
+@every_model
+def test_a_head_is_unpacked_once_to_be_evaluated(model, monkeypatch):
+    small = lw.compress(model, drawn(model))
+    expected = logits(small, TOKENS).double().log_softmax(-1)[:, :-1].gather(2, TOKENS[:, 1:, None]).mean((1, 2))
+    table, unpacked = small.get_output_embeddings(), []
+    table = getattr(table, "table", table)
+    weights = table.weights
+    monkeypatch.setattr(table, "weights", lambda: unpacked.append(1) or weights())
+    torch.testing.assert_close(-lw.evaluation.window_losses(small, TOKENS, batch=2), expected, rtol=1e-5, atol=1e-5)
+    assert len(unpacked) == 1
 
 
 def test_users_generate_and_measure():

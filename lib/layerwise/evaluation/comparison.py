@@ -177,7 +177,7 @@ def size(model: nn.Module) -> Size:
     stored = [tensor for name, tensor in tensors.values() if name not in by_gptq.left_out]
     by_gptq_layers = map(model.get_submodule, by_gptq.bytes)
     parameters = sum(tensor.numel() for tensor in stored if isinstance(tensor, nn.Parameter))
-    parameters += sum(layer.rows * layer.columns for layer in packed_layers.values())
+    parameters += sum(math.prod(layer.shape) for layer in packed_layers.values())
     parameters += sum(layer.in_features * layer.out_features for layer in by_gptq_layers)
     taken = sum(tensor.numel() * _stored_bytes(tensor, model) for tensor in stored) + sum(by_gptq.bytes.values())
     return Size(parameters, taken)

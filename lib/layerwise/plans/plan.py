@@ -148,8 +148,8 @@ class Plan:
         (groups of 64, each with a scale of 16 bits and a zero point of 8) has its own, as its attribute `stored`. For
         layers that set outliers, `outliers` is a keyword of it, as in `Outliers().stored`.
 
-        Embedding and head count at their bits where the plan sets them. What is told is exact, but for the weights that
-        outliers are rounded to in each matrix.
+        Embedding and head count at their bits where the plan sets them. What is told is exact for the quantizers of
+        this package; where a plan leaves it to one how many outliers there are, to a few bytes for each matrix.
 
         Raises ValueError as `predicted_parameters`, and for outliers that `stored` doesn't count.
         """

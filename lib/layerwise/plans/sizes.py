@@ -84,10 +84,17 @@ def few_in_blocks(plan: Plan, shape: Shape, stored: Stored | None) -> Few:
     for i, layer in enumerate(plan.layers):
         if not (layer.keep and layer.quantized):
             continue
-        more = {"outliers": layer.outliers} if counted and layer.outliers is not None else {}
+        in_block = Few(0, 0)
         for matrix, (rows, columns) in zip(shape.matrices[i], block_sizes(plan, shape, i), strict=True):
-            if (bits := layer.bits_of(matrix.path)) is not None:
-                found += Few(rows * columns, stored(bits, rows, columns, **more))
+            if (bits := layer.bits_of(matrix.path)) is None:
+                continue
+            more, size = {}, rows * columns
+            if counted and layer.outliers is not None:  # a whole number of all that are in the block
+                ends = (in_block.weights, in_block.weights + size)
+                before, with_it = (round(layer.outliers * count) for count in ends)
+                more["outliers"] = (with_it - before) / size
+            in_block += Few(size, stored(bits, rows, columns, **more))
+        found += in_block
     return found
 
 

@@ -49,7 +49,8 @@ def write_packed(model: nn.Module, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors, seen = {}, set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen and tensor.numel():  # a packed embedding has an empty one
+        holds_nothing = isinstance(tensor, nn.Parameter) and not tensor.numel()  # that of a packed embedding
+        if id(tensor) not in seen and not holds_nothing:
             tensors[name] = tensor.detach().contiguous()
         seen.add(id(tensor))
     save_file(tensors, folder / FILE, metadata={"format": "pt"})

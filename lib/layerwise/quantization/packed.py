@@ -10,6 +10,7 @@ A `SparseLinear` stores scales and zero points as codes too, and some weights as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ class Packed(nn.Module):
 
     def hold(self, matrix: Quantized, bits: int) -> None:
         """Take what is held, once the module is there."""
-        self.rows, self.columns = matrix.codes.shape
+        self.shape = tuple(matrix.codes.shape)
         self.bits, self.group = bits, matrix.group
         self.register_buffer("codes", pack(matrix.codes, bits))
         self.register_buffer("scale", matrix.scale)
@@ -63,8 +64,8 @@ class Packed(nn.Module):
 
     def quantized(self) -> Quantized:
         """Codes, scales and zero points, unpacked."""
-        codes = unpack(self.codes, self.bits, self.rows * self.columns)
-        return Quantized(codes.view(self.rows, self.columns), self.scale, self.zero, self.group)
+        codes = unpack(self.codes, self.bits, math.prod(self.shape))
+        return Quantized(codes.view(self.shape), self.scale, self.zero, self.group)
 
     def weights(self) -> Tensor:
         """The weights that it stands for, float32 `[rows, columns]`."""
@@ -86,7 +87,7 @@ class PackedLinear(Packed):
     def __init__(self, matrix: Quantized, bits: int, bias: nn.Parameter | None = None):
         super().__init__()
         self.hold(matrix, bits)
-        self.out_features, self.in_features = self.rows, self.columns
+        self.out_features, self.in_features = self.shape
         self.register_parameter("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,14 +95,18 @@ class PackedLinear(Packed):
 
     def dense(self, dtype: torch.dtype) -> nn.Linear:
         """A plain linear layer with the weights that this one stands for: larger, faster, and equal."""
-        with torch.device("meta"):
-            linear = nn.Linear(self.in_features, self.out_features, bias=False)
-        linear.weight = nn.Parameter(self.weights().to(dtype), requires_grad=False)
-        linear.bias = self.bias
-        return linear
+        return plain_linear(self.weights().to(dtype), self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}, group={self.group}"
+
+
+def plain_linear(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
+    """A linear layer with these weights `[rows, columns]`, which are not copied."""
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight, linear.bias = nn.Parameter(weight, requires_grad=False), bias
+    return linear
 
 
 class Outlying(NamedTuple):

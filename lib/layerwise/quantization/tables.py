@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from layerwise.backbone.structure import tied
 from layerwise.quantization.blockwise import quantized
-from layerwise.quantization.packed import Packed, PackedLinear, Quantized, dequantized, unpack_rows
+from layerwise.quantization.packed import Packed, PackedLinear, Quantized, dequantized, plain_linear, unpack_rows
 
 
 class PackedEmbedding(Packed, nn.Embedding):
@@ -25,13 +25,14 @@ class PackedEmbedding(Packed, nn.Embedding):
 
     def forward(self, tokens: Tensor) -> Tensor:
         which = tokens.flatten()
-        codes = unpack_rows(self.codes, self.bits, self.rows, self.columns, which)
+        codes = unpack_rows(self.codes, self.bits, *self.shape, which)
         scale, zero = (each if len(each) == 1 else each[which] for each in (self.scale, self.zero))
         found = dequantized(Quantized(codes, scale, zero, self.group)).to(self.weight.dtype)
-        return found.view(*tokens.shape, self.columns)
+        return found.view(*tokens.shape, -1)
 
     def extra_repr(self) -> str:
-        return f"{self.rows}, {self.columns}, bits={self.bits}, group={self.group}"
+        rows, columns = self.shape
+        return f"{rows}, {columns}, bits={self.bits}, group={self.group}"
 
 
 class TiedHead(nn.Module):
@@ -46,8 +47,13 @@ class TiedHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.table.weights().to(x.dtype), self.bias)
 
+    def dense(self, dtype: torch.dtype) -> nn.Linear:
+        """A plain linear layer with the weights that this one stands for."""
+        return plain_linear(self.table.weights().to(dtype), self.bias)
+
     def extra_repr(self) -> str:
-        return f"in_features={self.table.columns}, out_features={self.table.rows}, tied"
+        rows, columns = self.table.shape
+        return f"in_features={columns}, out_features={rows}, tied"
 
 
 def packed_embedding(dense: nn.Embedding, matrix: Quantized, bits: int) -> PackedEmbedding:
