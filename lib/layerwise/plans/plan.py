@@ -6,12 +6,13 @@ bits and pruning are planned apart and done together.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from layerwise.plans import sizes, written
+from layerwise.plans import llama_cpp, sizes, written
 from layerwise.plans.layer import MOST_BITS, Layer, merged, whole
 from layerwise.plans.storage import Stored
 
@@ -183,6 +184,31 @@ class Plan:
     def to_json(self) -> str:
         """The plan as text for a file, one line per layer with the fields it sets, so that a diff compares plans."""
         return written.json_of(self)
+
+    def to_llama_cpp(self, types: Mapping[int | None, str] = llama_cpp.TYPES) -> str:
+        """The plan as the file of tensor types by which llama.cpp quantizes a GGUF file of 16 or 32 bits:
+
+            llama-quantize --tensor-type-file types.txt model-f16.gguf model.gguf q4_k_m
+
+        where the last word counts for what the plan doesn't tell, which is nothing. A plan that removes blocks needs
+        `--prune-layers 20,21` too, with their numbers: the file goes by the numbers that the others then have. Where
+        embedding and head are one table, it is told by `embedding_bits`, as `lw.plans.by_part` sets them.
+
+        Parameters
+        ----------
+        types
+            llama.cpp's type for each number of bits, and for None, what a matrix without bits gets; by default q2_k to
+            q6_k, q8_0 and f16. Those called k need rows of whole groups of 256 weights. Where a row isn't,
+            llama-quantize takes a type of groups of 32 in place of it, which may have more bits: q4_0 for q2_k and
+            q3_k, q5_0 for q4_k, q5_1 for q5_k, q8_0 for q6_k.
+
+        Raises
+        ------
+        ValueError
+            For bits that `types` hasn't, a path in a block that isn't known to be in a GGUF file, and a plan that
+            slices or keeps outliers.
+        """
+        return llama_cpp.tensor_types(self, types)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
