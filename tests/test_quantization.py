@@ -3,6 +3,7 @@
 import copy
 import sys
 
+import gguf
 import layerwise as lw
 import pytest
 import torch
@@ -10,12 +11,13 @@ from families import FAMILIES, logits, random_tokens, sliced, slices, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from layerwise.backbone.structure import blocks, linears
-from layerwise.quantization import GPTQ, HQQ, RTN, PackedLinear, Quanto, packed
+from layerwise.quantization import GGUF, GPTQ, HQQ, RTN, PackedLinear, Quanto, packed
+from layerwise.quantization.ggml import in_file
 from layerwise.quantization.packed import dequantized, pack, unpack
 
 TOKENS = random_tokens(16, 32)
 EVEN = {family: {} if family == "opt" else {"intermediate_size": 64} for family in FAMILIES}  # groups of 16 divide it
-QUANTIZERS = {"rtn": RTN(16), "quanto": Quanto(), "hqq": HQQ(16), "gptq": GPTQ(16)}
+QUANTIZERS = {"rtn": RTN(16), "quanto": Quanto(), "hqq": HQQ(16), "gguf": GGUF(), "gptq": GPTQ(16)}
 
 
 def mixed(model, high=8, low=4):
@@ -128,6 +130,22 @@ def test_hqq_is_what_hqq_makes_of_a_matrix(bits, group, options):
     ours = HQQ(group).matrix(weight, bits)
     # Both keep zero points in float16, where those around 150 are whole eighths.
     assert (dequantized(ours) - theirs).abs().max() < 0.1 * ours.scale.float().max()
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(4, "Q4_1"), (5, "Q5_1"), (8, "Q8_0")])
+def test_gguf_is_bit_for_bit_what_the_package_of_llama_cpp_makes_of_a_matrix(bits, kind):
+    drawn = weights()
+    drawn[0, :32], drawn[1, :32] = 0.1, 0  # groups without a range
+    drawn[2] = (drawn[2] * 256).round() / 256  # halves between codes
+    drawn[2, ::32] = 127 / 256
+    drawn[3] *= 1e-6  # too small for scales in float16
+    matrix = GGUF().matrix(drawn, bits)
+    expected = gguf.quantize(drawn.numpy(), gguf.GGMLQuantizationType[kind])
+    found, written = in_file(PackedLinear(matrix, bits))
+    assert found.name == kind and (written == expected).all()
+    assert written.nbytes == GGUF().stored(bits, *drawn.shape)
+    again = gguf.dequantize(written, found)
+    assert dequantized(matrix).equal(torch.from_numpy(again))
 
 
 def test_gptq_loses_less_than_rounding_where_it_was_calibrated():

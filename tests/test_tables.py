@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layerwise.backbone.structure import blocks, linears, tied, weight_matrix
 from layerwise.plans import by_part
-from layerwise.quantization import HQQ, RTN, PackedEmbedding, PackedLinear, Quanto, packed
+from layerwise.quantization import GGUF, HQQ, RTN, PackedEmbedding, PackedLinear, Quanto, packed
 from layerwise.quantization.packed import dequantized, pack, unpack_rows
 from safetensors.torch import load_file
 
@@ -25,7 +25,7 @@ MODELS = {
     "gemma2, a scale after the embedding": tiny("gemma2", **EVEN),
     "opt, untied": tiny("opt", tie_word_embeddings=False),
 }
-QUANTIZERS = {"rtn": RTN(16), "quanto": Quanto(), "hqq": HQQ(16)}
+QUANTIZERS = {"rtn": RTN(16), "quanto": Quanto(), "hqq": HQQ(16), "gguf": GGUF()}
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 every_quantizer = pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
 
@@ -35,6 +35,11 @@ def drawn(model, seed=0, widths=(8, 4, 2, None)):
     shape, generator = lw.shape(model), torch.Generator().manual_seed(seed)
     bits = [widths[i] for i in torch.randint(len(widths), (len(shape.parts),), generator=generator)]
     return by_part(shape, [bits[i] or 4 if part.block is None else bits[i] for i, part in enumerate(shape.parts)])
+
+
+def some(quantizer):
+    """Widths that the quantizer has, and None."""
+    return [width for width in (8, 5, 4, 2) if width in quantizer.widths] + [None]
 
 
 def by_hand(model, plan, quantizer):
@@ -72,7 +77,7 @@ def test_rows_are_unpacked_as_they_were_packed(bits, rows, columns, data):
 @every_model
 @every_quantizer
 def test_a_model_computes_with_the_weights_that_few_bits_stand_for(model, quantizer, tmp_path):
-    plan, before = drawn(model), copy.deepcopy(model.state_dict())
+    plan, before = drawn(model, widths=some(quantizer)), copy.deepcopy(model.state_dict())
     small = lw.compress(model, plan, quantizer=quantizer)
     assert all(before[key].equal(value) for key, value in model.state_dict().items())
     assert logits(small).equal(logits(by_hand(model, plan, quantizer)))
@@ -98,7 +103,8 @@ def test_predicted_bytes_are_those_of_the_compressed_model(name, how, seed, dtyp
     model = copy.deepcopy(MODELS[name])
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    plan, quantizer = drawn(model, seed), QUANTIZERS[how]
+    quantizer = QUANTIZERS[how]
+    plan = drawn(model, seed, some(quantizer))
     small = lw.compress(model, plan, quantizer=quantizer)
     assert plan.predicted_bytes(lw.shape(model), quantizer.stored) == lw.size(small).bytes
     found = {path: layer.bits for path, layer in packed(small).items()}

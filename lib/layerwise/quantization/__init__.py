@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from layerwise.quantization.blockwise import Blockwise
+from layerwise.quantization.ggml import GGUF
 from layerwise.quantization.gptq import GPTQ
 from layerwise.quantization.hqq import HQQ
 from layerwise.quantization.outliers import Outliers
@@ -24,9 +25,10 @@ from layerwise.quantization.quanto import Quanto
 from layerwise.quantization.rtn import RTN
 from layerwise.quantization.tables import PackedEmbedding
 
-QUANTIZERS: dict[str, Callable] = {each.name: each() for each in (RTN, Quanto, HQQ, GPTQ, Outliers)}
+QUANTIZERS: dict[str, Callable] = {each.name: each() for each in (RTN, Quanto, HQQ, GGUF, GPTQ, Outliers)}
 
 __all__ = [
+    "GGUF",
     "GPTQ",
     "HQQ",
     "QUANTIZERS",

@@ -86,7 +86,8 @@ def quantized(quantizer, weight: Tensor, bits: int) -> Quantized:
     """What `quantizer.matrix` makes of weights `[rows, columns]`; raises ValueError for what float16 can't hold."""
     check_finite(weight)
     found = quantizer.matrix(weight.float(), bits)
-    if not (found.scale.isfinite().all() and found.zero.isfinite().all()):
+    stored = [part for part in (found.scale, found.zero, found.low) if isinstance(part, Tensor)]
+    if not all(part.isfinite().all() for part in stored):
         raise ValueError("the weights are too large for scales in float16")
     return found
 

@@ -59,7 +59,12 @@ def write_packed(model: nn.Module, folder: Path) -> None:
 
 def layers(module: nn.Module, prefix: str = "") -> dict[str, dict]:
     """What config.json says of each packed layer, by its path, which begins with `prefix`."""
-    return {prefix + path: {"bits": layer.bits, "group": layer.group} for path, layer in packed(module).items()}
+    found = {}
+    for path, layer in packed(module).items():
+        found[prefix + path] = {"bits": layer.bits, "group": layer.group}
+        if isinstance(layer.zero, int):  # not among the tensors
+            found[prefix + path]["zero"] = layer.zero
+    return found
 
 
 def describe(model: nn.Module, folder: Path, names: list[str], layers: dict[str, dict]) -> None:
@@ -106,7 +111,9 @@ def read_packed(folder: Path) -> nn.Module:
     return model
 
 
-def _empty(layer: nn.Linear | Conv1D | nn.Embedding, tensors: dict, path: str, bits: int, group: int) -> Packed:
+def _empty(
+    layer: nn.Linear | Conv1D | nn.Embedding, tensors: dict, path: str, bits: int, group: int, zero: int | None = None
+) -> Packed:
     """A packed layer of the size of `layer`, with room for the tensors of this path."""
 
     def like(name: str) -> torch.Tensor:
@@ -115,16 +122,15 @@ def _empty(layer: nn.Linear | Conv1D | nn.Embedding, tensors: dict, path: str, b
     rows, columns = weight_matrix(layer).shape
     with torch.device("meta"):
         codes = torch.empty(rows, columns, dtype=torch.uint8)
-        scale, zero = like("scale"), like("zero")
+        scale, zero = like("scale"), like("zero") if zero is None else zero
+        if f"{path}.statistics" in tensors:
+            statistics = torch.empty(2 * -(-columns // group), rows, dtype=torch.uint8)
+            coarse = Quantized(statistics, scale, zero, STATISTIC_GROUP)
+            return SparseLinear(codes, group, coarse, Outlying(*map(like, Outlying._fields)), bits, layer.bias)
+        matrix = Quantized(codes, scale, zero, group, like("low") if f"{path}.low" in tensors else None)
         if isinstance(layer, nn.Embedding):
-            return packed_embedding(layer, Quantized(codes, scale, zero, group), bits)
-        if f"{path}.statistics" not in tensors:
-            return PackedLinear(Quantized(codes, scale, zero, group), bits, layer.bias)
-        statistics = torch.empty(2 * -(-columns // group), rows, dtype=torch.uint8)
-        outliers = Outlying(*map(like, Outlying._fields))
-        return SparseLinear(
-            codes, group, Quantized(statistics, scale, zero, STATISTIC_GROUP), outliers, bits, layer.bias
-        )
+            return packed_embedding(layer, matrix, bits)
+        return PackedLinear(matrix, bits, layer.bias)
 
 
 def _sha256(paths: list[Path], layers) -> str:

@@ -2,8 +2,9 @@
 
 A weight is `(code - zero) * scale`, with a code of some bits for every weight, and a scale and a zero point for every
 group of weights (`Grouped` says which groups there are). Scales are float16 whatever a model computes in; zero points
-are float16 or uint8. Weights are unpacked when they are used, a matrix at a time, so what is saved is memory and disk,
-not time.
+are float16 or uint8, or one number for all. A format may add the lowest weight of each group, float16, where others
+have a zero point. Weights are unpacked when they are used, a matrix at a time, so what is saved is memory and disk, not
+time.
 
 A `SparseLinear` stores scales and zero points as codes too, and some weights as they are.
 """
@@ -25,33 +26,41 @@ STATISTIC_GROUP = 16  # rows that share a scale and a zero point for these
 class Quantized(NamedTuple):
     """A matrix `[rows, columns]` as codes, uint8 of that size, with scales and zero points `[rows or 1, groups or 1]`.
 
-    A row has `columns / group` groups, rounded up: the last one may be short.
+    A row has `columns / group` groups, rounded up: the last one may be short. A zero point that is a number is the
+    same for all, and takes no room.
     """
 
     codes: Tensor
     scale: Tensor
-    zero: Tensor
+    zero: Tensor | int
     group: int
+    low: Tensor | None = None  # what is added to the weights of each group, of the size of the scales
 
 
 def dequantized(matrix: Quantized) -> Tensor:
     """The weights that a quantized matrix stands for, float32 `[rows, columns]`."""
     rows, columns = matrix.codes.shape
-    scale, zero = matrix.scale.float(), matrix.zero.float()
-    if columns % matrix.group == 0 and scale.shape[1] == columns // matrix.group:
-        grouped = matrix.codes.view(rows, -1, matrix.group).float()  # the one copy of a large matrix
-        return grouped.sub_(zero[..., None]).mul_(scale[..., None]).view(rows, columns)
-    scale, zero = (
-        part if part.shape[1] == 1 else part.repeat_interleave(matrix.group, 1)[:, :columns] for part in (scale, zero)
-    )
-    return matrix.codes.float().sub_(zero).mul_(scale)
+    low = 0 if matrix.low is None else matrix.low
+    parts = [torch.as_tensor(part, device=matrix.codes.device).float() for part in (matrix.scale, matrix.zero, low)]
+    if columns % matrix.group == 0 and matrix.scale.shape[1] == columns // matrix.group:
+        codes = matrix.codes.view(rows, -1, matrix.group)
+        scale, zero, low = (part[..., None] for part in parts)
+    else:
+        codes = matrix.codes
+        scale, zero, low = (
+            part if part.numel() == 1 or part.shape[1] == 1 else part.repeat_interleave(matrix.group, 1)[:, :columns]
+            for part in parts
+        )
+    found = codes.float().sub_(zero).mul_(scale)  # the one copy of a large matrix
+    return (found if matrix.low is None else found.add_(low)).view(rows, columns)
 
 
 class Packed(nn.Module):
     """What holds a matrix `[rows, columns]` with weights of `bits` bits.
 
-    Its buffers are what is stored: `codes` uint8, `scale` float16, `zero` float16 or uint8. They keep their dtypes when
-    the model is cast, since they are a format, not a precision to compute in.
+    Its buffers are what is stored: `codes` uint8, `scale` float16, `zero` float16 or uint8 unless it is one number, and
+    in some formats `low` float16. They keep their dtypes when the model is cast, since they are a format, not a
+    precision to compute in.
     """
 
     def hold(self, matrix: Quantized, bits: int) -> None:
@@ -60,12 +69,16 @@ class Packed(nn.Module):
         self.bits, self.group = bits, matrix.group
         self.register_buffer("codes", pack(matrix.codes, bits))
         self.register_buffer("scale", matrix.scale)
-        self.register_buffer("zero", matrix.zero)
+        if isinstance(matrix.zero, Tensor):
+            self.register_buffer("zero", matrix.zero)
+        else:
+            self.zero = matrix.zero
+        self.register_buffer("low", matrix.low)
 
     def quantized(self) -> Quantized:
         """Codes, scales and zero points, unpacked."""
         codes = unpack(self.codes, self.bits, math.prod(self.shape))
-        return Quantized(codes.view(self.shape), self.scale, self.zero, self.group)
+        return Quantized(codes.view(self.shape), self.scale, self.zero, self.group, self.low)
 
     def weights(self) -> Tensor:
         """The weights that it stands for, float32 `[rows, columns]`."""

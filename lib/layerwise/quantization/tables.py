@@ -26,8 +26,11 @@ class PackedEmbedding(Packed, nn.Embedding):
     def forward(self, tokens: Tensor) -> Tensor:
         which = tokens.flatten()
         codes = unpack_rows(self.codes, self.bits, *self.shape, which)
-        scale, zero = (each if len(each) == 1 else each[which] for each in (self.scale, self.zero))
-        found = dequantized(Quantized(codes, scale, zero, self.group)).to(self.weight.dtype)
+        scale, zero, low = (
+            each[which] if isinstance(each, Tensor) and len(each) > 1 else each
+            for each in (self.scale, self.zero, self.low)
+        )
+        found = dequantized(Quantized(codes, scale, zero, self.group, low)).to(self.weight.dtype)
         return found.view(*tokens.shape, -1)
 
     def extra_repr(self) -> str:
