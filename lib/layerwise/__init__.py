@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _FUNCTIONS = {
     "load": "models",
     "save": "models",
+    "save_gguf": "models",
     "tokens": "text.corpora",
     "shape": "backbone.shapes",
     "calibrate": "compression.slicing",

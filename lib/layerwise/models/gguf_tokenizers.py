@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file describes.
+"""The tokenizer that a GGUF file describes, and the description of one.
 
 Transformers converts it too, but takes the first token of a text for the last one, splits every text as GPT-2 does
 where the family is Llama, and begins none with a token. Here byte-level tokenizers are made from the file alone; of
@@ -7,15 +7,17 @@ others, transformers' conversion gets the file's special tokens.
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
-from gguf import TokenType
+from gguf import GGUFWriter, TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from layerwise.models import reading
+from layerwise.models.folders import UnsuitableModel
 from layerwise.models.gguf_files import TAKE, opened, said
 
 # How byte-level tokenizers split a text before they merge, one pattern after the other, by the name that a file has for
@@ -32,6 +34,7 @@ SPLITS = {
     "llama-bpe": [LLAMA3],
     "qwen2": [LLAMA3.replace("{1,3}", "")],
 }
+TELLING = "I'll it'S  12345 a1b\n\n \t\tx-1...y!\r\n(z) é漢字🙂  end  "  # no two of SPLITS that differ split it alike
 ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -75,16 +78,62 @@ def gguf_tokenizer(path: Path):
     return made
 
 
+def describe(writer: GGUFWriter, tokenizer, size: int) -> None:
+    """Write what a file says of a tokenizer whose model has a vocabulary of `size`; nothing but that if it is None.
+
+    Raises UnsuitableModel for one that is not byte-level, splits text as none in `SPLITS` does, or has more tokens.
+    """
+    if tokenizer is None:
+        writer.add_tokenizer_model("no_vocab")
+        return
+    told = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    written, split = told.get("model", {}), told and _split_of(tokenizer.backend_tokenizer.pre_tokenizer)
+    if written.get("type") != "BPE" or not split:
+        raise UnsuitableModel(
+            "the tokenizer can't be written to GGUF here: those can that are byte-pair encodings of bytes and split "
+            f"text as one of {', '.join(SPLITS)}. Without tokenizer, the file has the model alone"
+        )
+    ids = tokenizer.get_vocab()
+    if max(ids.values()) >= size:
+        raise UnsuitableModel(f"the tokenizer has the token {max(ids.values())}, and the model's vocabulary is {size}")
+    tokens, kinds = [f"[PAD{i}]" for i in range(size)], [TokenType.UNUSED] * size
+    for token, i in ids.items():
+        tokens[i], kinds[i] = token, TokenType.NORMAL
+    for added in told["added_tokens"]:
+        kinds[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split)
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in written["merges"]])
+    for role, name in ROLES.items():
+        if getattr(tokenizer, role) is not None:
+            writer.add_uint32(f"tokenizer.ggml.{name}_token_id", getattr(tokenizer, f"{role}_id"))
+    writer.add_add_bos_token(tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _splitting(patterns: list[str]) -> pre_tokenizers.Sequence:
+    """What splits a text by patterns, one after the other, and turns it into bytes."""
+    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
+    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _split_of(pre_tokenizer) -> str | None:
+    """The name of how a tokenizer splits, by what it does: the same patterns are written in many ways."""
+    found = pre_tokenizer and pre_tokenizer.pre_tokenize_str(TELLING)
+    return next(
+        (name for name, patterns in SPLITS.items() if _splitting(patterns).pre_tokenize_str(TELLING) == found), None
+    )
+
+
 def _byte_level(file, tokens: list[str], split: str | None) -> Tokenizer:
     """Byte-pair encoding of bytes, as GPT-2 and most models since have it."""
     merges = [tuple(merge.split(" ")) for merge in said(file, "tokenizer.ggml.merges")]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     made = Tokenizer(BPE(vocabulary, merges, ignore_merges=split == "llama-bpe"))
-    patterns = [
-        pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in SPLITS.get(split, SPLITS["gpt-2"])
-    ]
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.pre_tokenizer = pre_tokenizers.Sequence([*patterns, to_bytes])
+    made.pre_tokenizer = _splitting(SPLITS.get(split, SPLITS["gpt-2"]))
     made.decoder = decoders.ByteLevel()
     kinds = said(file, "tokenizer.ggml.token_type") or []
     whole = {TokenType.CONTROL: made.add_special_tokens, TokenType.USER_DEFINED: made.add_tokens}
