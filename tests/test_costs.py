@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from families import DECODERS, MIXTURES, logits, random_tokens, tiny, uneven
-from layerwise.costs.tables import Rounding, tables
+from layerwise.costs.tables import Rounding, weight_tables
 from layerwise.quantization import RTN
 
 TOKENS = random_tokens(3, 10)
@@ -27,7 +27,7 @@ BUILT_IN = {
 def exact_fisher(model, tokens, widths):
     """The same by its definition: squared gradients of every word's log-probability at every position, weighted with
     the probability of the word, and with squared errors, which are averaged in a cell."""
-    each, rounding = tables(model), Rounding(QUANTIZER, widths)
+    each, rounding = weight_tables(model), Rounding(QUANTIZER, widths)
     weights = [table.module.weight for table in each]
     model.requires_grad_(True)
     sums = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
@@ -117,7 +117,7 @@ def test_gradients_may_be_taken_of_the_rounded_model():
     at_plan = lw.costs.fisher(model, TOKENS, QUANTIZER, WIDTHS, at=plan)
     assert logits(model).equal(before)
     rounded = copy.deepcopy(model)
-    for table, own in zip(tables(rounded), tables(model), strict=True):
+    for table, own in zip(weight_tables(rounded), weight_tables(model), strict=True):
         table.weight.data.copy_(Rounding(QUANTIZER, WIDTHS).at(own.weight, 2))
     # The same gradients, times errors that are those of the dense model.
     of_rounded = lw.costs.fisher(rounded, TOKENS, Unrounded(), (1,))

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from layerwise.backbone import devices, structure
 from layerwise.backbone.passes import Head, run_trunk
 from layerwise.backbone.shapes import shape
-from layerwise.costs.tables import Rounding, Table, rounded, tables
+from layerwise.costs.tables import Rounding, Table, at_bits, weight_tables
 from layerwise.evaluation.comparison import check_windows
 from layerwise.plans import Plan
 
@@ -91,17 +91,17 @@ def fisher_by_window(
     `at`, a copy of the weights.
     """
     check_windows(model, tokens)
-    each, rounding = tables(model), Rounding(quantizer, widths)
+    each, rounding = weight_tables(model), Rounding(quantizer, widths)
     errors = [_errors(table.weight, rounding) for table in tqdm(each, desc="rounding", leave=False, delay=5)]
     found = np.zeros((len(tokens), len(each), len(widths)))
     generator = torch.Generator(devices.entrance(model)).manual_seed(seed)
     bits = [None] * len(each) if at is None else at.bits_by_part(shape(model))
-    with structure.evaluating(model), _frozen(model, each), rounded(each, rounding, bits):
+    with structure.evaluating(model), _frozen(model, each), at_bits(each, rounding, bits):
         for n, window in enumerate(tqdm(tokens, desc="gradients", unit="window", leave=False, disable=None)):
 
-            def use(j: int, gradient: Tensor, n=n, length=len(window)) -> None:
-                sums = _by_cell(gradient.float().square_())
-                found[n, j] = [(error.float().square_() * sums).sum().item() / (2 * length) for error in errors[j]]
+            def use(j: int, gradient: Tensor, n=n) -> None:
+                sums = _by_cell(gradient.float().square_()) / (2 * tokens.shape[1])
+                found[n, j] = [(error.float().square_() * sums).sum().item() for error in errors[j]]
 
             _gradients(model, each, window[None].to(devices.entrance(model)), generator, use)
     if not np.isfinite(found).all():
@@ -149,7 +149,7 @@ def _gradients(model, each: list[Table], window: Tensor, generator, use: Callabl
 
 
 def _watch(j: int, use: Callable[[int, Tensor], None]) -> Callable:
-    """A hook on the forward pass of a linear layer that has its gradient made and used when the backward one is there."""
+    """A hook on the forward pass of a linear layer that makes and uses its gradient when the backward one is there."""
 
     def hook(module, args, output):
         entered = args[0].detach().flatten(0, -2)
@@ -175,7 +175,9 @@ def _through_head(model, read, ends: list[Tensor], generator) -> tuple[Tensor, l
         total = (log_p.gather(1, words)[:, 0] * signs).sum()
         by_states, *by_ends = torch.autograd.grad(total, [part, *ends], allow_unused=True)
         found.append(by_states)
-        sums = [new if old is None else old if new is None else old + new for old, new in zip(sums, by_ends, strict=True)]
+        sums = [
+            new if old is None else old if new is None else old + new for old, new in zip(sums, by_ends, strict=True)
+        ]
     return torch.cat(found), sums
 
 

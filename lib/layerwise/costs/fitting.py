@@ -1,4 +1,4 @@
-"""`fit`: a model of so many bytes, from a dense one: what each matrix costs, the cheapest plan, the model, its quality."""
+"""`fit`: a model of so many bytes, from a dense one: costs of matrices, the cheapest plan, the model, its quality."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from layerwise.backbone import structure
 from layerwise.backbone.passes import Head, Passes
-from layerwise.costs.tables import Rounding, replaced, tables
+from layerwise.costs.tables import Rounding, replaced, weight_tables
 from layerwise.evaluation import predictions
 from layerwise.evaluation.comparison import check_windows
 
@@ -59,7 +59,7 @@ def measured_by_window(
     enter each block and the dense model's logits, of a batch.
     """
     check_windows(model, tokens)
-    each, rounding = tables(model), Rounding(quantizer, widths)
+    each, rounding = weight_tables(model), Rounding(quantizer, widths)
     blocks, head = list(structure.blocks(model)), Head(model)
     found = np.zeros((len(tokens), len(each), len(widths)))
     parts = tokens.split(batch)
