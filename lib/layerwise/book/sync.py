@@ -55,7 +55,7 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def plain(root: Path, values: dict) -> Plain:
+def plain_words(root: Path, values: dict) -> Plain:
     """What turns text of this book into Markdown that reads without it; `values` by the name that the text has."""
     owner, name = repository(root).split("/")
     site = f"https://{owner}.github.io/{name}"
@@ -67,7 +67,7 @@ def notebook_text(root: Path, name: str) -> str:
     """The exact text of the `.ipynb` that belongs beside `notebooks/NAME.md`; raises ValueError as `Plain` does."""
     notebook = read_notebook(notebook_source(root, name))
     try:
-        return nbformat.writes(plain(root, kept_values(root, name)).notebook(notebook)) + "\n"
+        return nbformat.writes(plain_words(root, kept_values(root, name)).notebook(notebook)) + "\n"
     except ValueError as error:
         raise ValueError(f"notebooks/{name}.md: {error}") from error
 
@@ -83,7 +83,7 @@ def with_answers(root: Path, readme: str) -> str:
         for name in chapters(root)
         for key, value in kept_values(root, name).items()
     }
-    text = plain(root, values).text(answers[1].strip())
+    text = plain_words(root, values).text(answers[1].strip())
     return TAKEN_OVER.sub(lambda match: f"{match[1]}{text}\n{match[3]}", readme)
 
 
