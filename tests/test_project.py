@@ -231,6 +231,15 @@ def test_every_figure_has_a_caption_and_a_description(name):
             assert settings["figure"].get("caption") and settings.get("image", {}).get("alt"), source(cell)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fold_says_what_it_hides(name):
+    for cell in code_cells(name):
+        if {"hide-input", "hide-output", "hide-cell"} & set(cell["metadata"].get("tags", [])):
+            prompts = cell["metadata"].get("mystnb", {})
+            assert re.match("Show .", prompts.get("code_prompt_show", "")), source(cell)
+            assert re.match("Hide .", prompts.get("code_prompt_hide", "")), source(cell)
+
+
 def test_every_page_of_the_contents_has_a_source():
     for page in paths.toc_pages(ROOT):
         assert (ROOT / f"{page}.md").is_file(), page
