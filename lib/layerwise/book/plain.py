@@ -67,15 +67,12 @@ class Plain:
         numbers = _figure_numbers(notebook)
         cells = []
         for cell in notebook.cells:
-            caption = cell.metadata.get("mystnb", {}).get("figure", {}).get("caption")
-            if cell.cell_type == "markdown":
-                new = self._text_cells(cell, numbers)
-            else:
-                name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
-                new = [cell, *([self._caption(numbers[name], caption, numbers)] if caption and name in numbers else [])]
-            for turn, each in enumerate(new):
-                if turn:
-                    each.id = hashlib.sha256(f"{cell.id} {turn}".encode()).hexdigest()[:8]
+            new = self._text_cells(cell, numbers) if cell.cell_type == "markdown" else [cell]
+            figure = _figure(cell)
+            if "name" in figure:
+                new.append(self._caption(numbers[figure["name"]], figure["caption"], numbers))
+            for turn, each in enumerate(new[1:], 1):
+                each.id = hashlib.sha256(f"{cell.id} {turn}".encode()).hexdigest()[:8]
             cells += new
         return nbformat.from_dict({**notebook, "cells": cells})
 
@@ -135,12 +132,15 @@ class Plain:
         return f"{self.site}/{path}{'#' if anchor else ''}{anchor}"
 
 
+def _figure(cell: nbformat.NotebookNode) -> Mapping[str, str]:
+    """Name and caption of the figure that a cell of code draws; empty where it draws none."""
+    return cell.metadata.get("mystnb", {}).get("figure", {})
+
+
 def _figure_numbers(notebook: nbformat.NotebookNode) -> dict[str, int]:
     """The number of every figure with a name, in the order in which the notebook has them."""
     names = []
     for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            names += [name for name, _ in KEY_FIGURE.findall(cell.source)]
-        elif name := cell.metadata.get("mystnb", {}).get("figure", {}).get("name"):
-            names.append(name)
+        names += [name for name, _ in KEY_FIGURE.findall(cell.source)] if cell.cell_type == "markdown" else []
+        names += [_figure(cell)["name"]] if "name" in _figure(cell) else []
     return {name: number for number, name in enumerate(dict.fromkeys(names), 1)}
