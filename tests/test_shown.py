@@ -70,12 +70,14 @@ def executed(folder, answer=2 / 3, size=40):
     """An executed copy that has glued these."""
     picture = io.BytesIO()
     Image.linear_gradient("L").resize((size, size)).convert("RGB").save(picture, "PNG")
+    png = base64.b64encode(picture.getvalue()).decode()
     recorded = {
         "answer": {"text/plain": repr(answer)},
         "colour": {"text/plain": repr("4_bits < $x$")},
         "unknown": {"text/plain": "nan"},
         "table": {"text/plain": "<HTML object>", "text/html": "<table></table>"},
-        "fig-key": {"text/plain": "<Figure>", "image/png": base64.b64encode(picture.getvalue()).decode()},
+        "fig-key": {"text/plain": "<Figure>", "image/png": png},
+        "fig-other": {"text/plain": "<Figure>", "image/png": png},
     }
     outputs = []
     for name, data in recorded.items():
@@ -160,3 +162,12 @@ def test_readme_says_what_the_landing_page_says(book):
     sync.sync(book)
     readme = (book / "README.md").read_text()
     assert readme == "# Name\n\n<!-- answers -->\n**Toy.** 42\n<!-- end of answers -->\n\nMore.\n"
+
+
+def test_figures_are_kept_that_the_text_or_readme_shows_and_no_others(book):
+    kept = book / "notebooks" / "shown"
+    shown.keep(book, "toy", executed(book))
+    assert {path.name for path in kept.iterdir()} == {"toy.json", "fig-key.png"}
+    with (book / "README.md").open("a") as readme:
+        readme.write('<img src="notebooks/shown/fig-other.png" alt="A square.">\n')
+    assert shown.keep(book, "toy", executed(book)) == [kept / "fig-other.png"]
