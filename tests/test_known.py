@@ -256,9 +256,8 @@ def run(point):
     assert reached_code(made.run) == before == reached_code(module(text.replace("POWER = 2", "POWER = 3")).run)
     for old, new in [("x ** POWER", "x"), ("x + self.weight", "x"), ("LOG.append(point)", "pass"), ("scale * h", "h")]:
         assert old in text and reached_code(module(text.replace(old, new)).run) != before
-    assert reached_code(functools.partial(made.run, made.score)) != reached_code(
-        functools.partial(made.run, made.helper)
-    )
+    with_score, with_helper = (functools.partial(made.run, each) for each in (made.score, made.helper))
+    assert reached_code(with_score) != reached_code(with_helper)
 
 
 def test_functions_that_a_package_makes_are_told_apart():

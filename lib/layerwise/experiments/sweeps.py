@@ -46,8 +46,8 @@ def sweep(
     """Run every point that isn't in `store` yet and return all rows, in the order of the points, as a tidy table.
 
     A point is known again by its fields, the code of `run` and `setup` and of all that they call of yours (see
-    `known.reached_code`), and `COMPUTATION` of this library. The data that they take from around them is not looked into: put
-    it into the points (of a model, its `fingerprint`), or start another store.
+    `known.reached_code`), and `COMPUTATION` of this library. The data that they take from around them is not looked
+    into: put it into the points (of a model, its `fingerprint`), or start another store.
 
     Parameters
     ----------
