@@ -76,8 +76,7 @@ class Study:
             raise ValueError("workers load models by name: give names, not models, with an executor")
         self.shapes = {name: shape(model) for name, model in self.models.items()}
         self.last = list(self.models)[-1]
-        asked = [name.strip() for name in beside.split(",") if name.strip()]
-        self.beside = [name for name in asked if name not in self.models]
+        self.beside = [name for each in beside.split(",") if (name := each.strip()) and name not in self.models]
         self._texts: dict = {}
         self._known: dict = {name: known(model) for name, model in self.models.items()}
         self._of_text: dict[int, object] = {}
@@ -232,6 +231,8 @@ class Study:
 
     def _table(self, table: str, asked: list[tuple], quick, how: str, **settings) -> pd.DataFrame:
         """Rows of all that is asked, in order: what isn't known is run by a method of `Runner`."""
+        # Of one name the last counts: a cell that adds to a list may be run again, edited or not.
+        asked = list({(case.model, *case.labels.items()): (case, name) for case, name in asked}.values())
         self._asked.setdefault(table, []).extend({"model": case.model, **case.labels} for case, _ in asked)
         results = {name: self.ledger.find(name) for _, name in asked}
         wanted = {name: case for case, name in reversed(asked) if self.full or quick(case.labels)}
