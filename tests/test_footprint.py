@@ -18,7 +18,8 @@ def plans(shape):
     """A plan of each kind for any shape of three blocks."""
     order = np.arange(shape.L)
     sliced, bits = lw.plans.constant_slices(shape, 0.25), lw.plans.bits(shape, order, 2, 8, 4)
-    return {"slices": sliced, "bits": bits, "all": sliced | bits | lw.plans.drop(shape, order, 1)}
+    matrices = lw.plans.by_part(shape, [(8, 4, 2)[i % 3] for i in range(len(shape.parts))])
+    return {"slices": sliced, "bits": bits, "matrices": matrices, "all": sliced | bits | lw.plans.drop(shape, order, 1)}
 
 
 def measured(config, plan, quantizer="rtn", inplace=True):
@@ -49,7 +50,7 @@ def measured(config, plan, quantizer="rtn", inplace=True):
 
 
 @pytest.mark.filterwarnings("ignore:.*calibration tokens")
-@pytest.mark.parametrize("what", ["dense", "slices", "bits", "all"])
+@pytest.mark.parametrize("what", ["dense", "slices", "bits", "matrices", "all"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_it_is_what_real_tensors_take(name, what):
     model = tiny(name)

@@ -330,3 +330,37 @@ def test_only_a_quantizer_that_counts_outliers_predicts_their_size():
     for stored in (None, lw.quantization.RTN().stored):
         with pytest.raises(ValueError, match="the plan keeps outliers: give `stored` of their quantizer"):
             plan.predicted_bytes(shape, stored)
+
+
+def test_each_matrix_has_its_bits_and_outliers_are_of_those_that_get_any(tmp_path):
+    model = tiny()
+    layers = (
+        Layer(bits=4, matrices={"mlp.up_proj": 2}, outliers=0.0),
+        Layer(matrices={"mlp.up_proj": 3, "mlp.down_proj": 8}, outliers=0.0991),  # no whole number in a matrix
+        Layer(),
+    )
+    plan, quantizer = Plan(layers, 32), Outliers()
+    small = lw.compress(model, plan, TOKENS, quantizer=quantizer)
+    found = packed(small)
+    assert {path.partition("layers.")[2]: layer.bits for path, layer in found.items()} == {
+        f"{i}.{path}": bits
+        for i, layer in enumerate(layers)
+        for path in linears(blocks(model)[i])
+        if (bits := layer.bits_of(path)) is not None
+    }
+    kept = sum(len(found[f"model.layers.1.mlp.{name}"].values) for name in ("up_proj", "down_proj"))
+    assert kept == round(0.0991 * 2 * 32 * 56) == 2 * round(0.0991 * 32 * 56) - 1
+    assert lw.size(small).bytes == plan.predicted_bytes(lw.shape(model), quantizer.stored)
+    lw.save(small, tmp_path / "small")
+    assert logits(lw.load(tmp_path / "small", device="cpu")[0]).equal(logits(small))
+    with pytest.raises(ValueError, match="outliers leaves embedding and head as they are"):
+        lw.compress(model, Plan(layers, 32, embedding_bits=8), TOKENS, quantizer=quantizer)
+
+
+def test_one_width_by_path_is_that_width_of_the_block():
+    model = tiny()
+    by_path = Layer(matrices=dict.fromkeys(linears(blocks(model)[0]), 3))
+    small, same = (
+        lw.compress(model, Plan((each,) * 3, 32), TOKENS, quantizer="outliers") for each in (by_path, Layer(bits=3))
+    )
+    assert logits(small).equal(logits(same))

@@ -458,6 +458,27 @@ def test_gptq_gives_each_block_its_bits():
     assert all(ours.equal(dense) for ours, dense in kept)
 
 
+def test_gptq_gives_each_matrix_its_bits(tmp_path):
+    model = half(tiny(**EVEN["llama"]))
+    layers = (
+        lw.Layer(bits=8, matrices={"mlp.up_proj": 3, "self_attn.q_proj": 2}),
+        lw.Layer(matrices={"mlp.down_proj": 4, "mlp.up_proj": 3}),
+        lw.Layer(bits=2),
+    )
+    plan = lw.Plan(layers, 32)
+    small = lw.compress(model, plan, TOKENS, quantizer=GPTQ(16))
+    for block, dense, layer in zip(blocks(small), blocks(model), layers, strict=True):
+        for path, linear in linears(block).items():
+            scheme = getattr(linear, "quantization_scheme", None)
+            assert (scheme and scheme.weights.num_bits) == layer.bits_of(path), path
+            assert scheme or linear.weight.equal(dense.get_submodule(path).weight), path
+    assert lw.size(small).bytes == plan.predicted_bytes(lw.shape(model), GPTQ(16).stored)
+    lw.save(small, tmp_path / "small")
+    assert logits(lw.load(tmp_path / "small", device="cpu")[0]).equal(logits(small))
+    with pytest.raises(ValueError, match="gptq leaves embedding and head as they are"):
+        lw.compress(model, lw.Plan(layers, 32, head_bits=8), TOKENS, quantizer=GPTQ(16))
+
+
 def test_padding_cannot_be_left_out_by_gptq():
     model = tiny(**EVEN["llama"])
     with pytest.raises(ValueError, match="gptq can't leave padding out"):

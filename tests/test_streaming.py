@@ -31,11 +31,14 @@ def plans(model):
     drop = lw.plans.drop(shape, importance, 1)
     slices = lw.plans.dynamic_slices(shape, importance, 0.25, 0.1)
     bits = lw.plans.bits(shape, importance, 2, 8, 4)
-    return {"drop": drop, "slices": slices, "bits": bits, "all": drop | slices | bits}
+    widths = np.random.default_rng(0).choice([8, 4, 2], len(shape.parts)).tolist()
+    matrices = lw.plans.by_part(shape, [None, *widths[1:]])
+    found = {"drop": drop, "slices": slices, "bits": bits, "matrices": matrices}
+    return found | {"all": drop | slices | bits, "all by matrix": drop | slices | matrices}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("what", ["drop", "slices", "bits", "all"])
+@pytest.mark.parametrize("what", ["drop", "slices", "bits", "matrices", "all", "all by matrix"])
 def test_every_family_gives_what_compress_gives(family, what, tmp_path):
     model, tokens = checkpoint(tmp_path / "dense", family), random_tokens(8)
     plan = plans(model)[what]
@@ -50,6 +53,17 @@ def test_every_family_gives_what_compress_gives(family, what, tmp_path):
         name: (t.shape, t.dtype) for name, t in state.items()
     }
     assert lw.size(found) == lw.size(expected)
+
+
+def test_one_table_is_written_once_with_its_few_bits(tmp_path):
+    model = checkpoint(tmp_path / "dense", tie_word_embeddings=True)
+    plan = lw.Plan((lw.Layer(),) * 3, 32, head_bits=4)
+    folder = lw.compress_checkpoint(tmp_path / "dense", tmp_path / "small", plan, device="cpu")
+    names = {name for file in folder.glob("*.safetensors") for name in load_file(file)}
+    assert not {name for name in names if "lm_head" in name} and "model.embed_tokens.codes" in names
+    found, expected = lw.load(folder, device="cpu")[0], lw.compress(model, plan)
+    assert torch.equal(found(random_tokens()).logits, expected(random_tokens()).logits)
+    assert lw.size(found) == lw.size(expected) and lw.size(found).bytes == plan.predicted_bytes(lw.shape(model))
 
 
 def test_tied_half_precision_models_keep_both(tmp_path):

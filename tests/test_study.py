@@ -78,6 +78,46 @@ def test_quality_is_what_compress_and_compare_give(study):
     assert list(long["window"].unique()) == [0, 1, 2] and len(long) == 9
 
 
+def by_part(study, seed, widths=(4, 3, 2)):
+    shape = study.shapes["6L"]
+    rng = np.random.default_rng(seed)
+    return lw.plans.by_part(shape, [widths[i] for i in rng.integers(len(widths), size=len(shape.parts))])
+
+
+def test_plans_by_matrix_are_put_together_and_known_by_what_they_say(study, monkeypatch):
+    first = study()
+    plans = [by_part(first, seed) for seed in range(3)]
+    monkeypatch.setattr("layerwise.experiments.cases.compress", None)  # an assembly does without
+    rows = first.quality("parts", [first.case("6L", plan, "rtn", number=i) for i, plan in enumerate(plans)])
+    model, test, shape = first.models["6L"], first.test("6L"), first.shapes["6L"]
+    assert rows["key"].nunique() == 3 and set(rows) - {"model", "key", "draw", "number", "seconds"} == {
+        *("loss", "loss_low", "loss_high", "kl", "kl_low", "kl_high", "bytes", "effective_bits", "w0", "w1", "w2")
+    }
+    for row, plan in zip(rows.to_dict("records"), plans, strict=True):
+        small = lw.compress(model, plan)
+        assert row["kl"] == pytest.approx(lw.compare(small, model, test).kl, abs=1e-6)
+        assert row["bytes"] == lw.size(small).bytes
+        assert row["effective_bits"] == plan.effective_bits(shape) and 2 < row["effective_bits"] < 5
+    ran = counted(monkeypatch)
+    again = study()
+    again.quality("parts", [again.case("6L", lw.Plan.from_json(plan.to_json()), "rtn") for plan in plans])
+    assert not ran
+
+
+def test_a_quantizer_without_matrices_is_run_plan_by_plan(study):
+    class Whole:
+        def __call__(self, model, bits, tokens=None):
+            return model
+
+        def block(self, block, bits):
+            return block
+
+    first = study()
+    plan = lw.Plan((lw.Layer(matrices={"mlp.up_proj": 4}),) * 6, first.shapes["6L"].D)
+    rows = first.quality("whole", [first.case("6L", plan, Whole())])
+    assert rows["loss"].item() == 0 and rows["kl"].item() == 0
+
+
 def test_choices_rest_on_calibration_text(study):
     first = study()
     plan = lw.plans.bits(first.shapes["6L"], np.arange(6), 3, 8, 2)

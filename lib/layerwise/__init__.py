@@ -31,6 +31,7 @@ _FUNCTIONS = {
     "size": "evaluation",
     "speed": "evaluation.timing",
     "memory": "evaluation.footprint",
+    "fit": "costs.fitting",
     "sweep": "experiments.sweeps",
     "Study": "experiments.study",
 }
@@ -39,6 +40,7 @@ _MODULES = {
     "book": "book",
     "claims": "claims",
     "corpora": "text.corpora",
+    "costs": "costs",
     "damage": "evaluation.damage",
     "evaluation": "evaluation",
     "figures": "figures",

@@ -29,11 +29,16 @@ def run_trunk(model: nn.Module, tokens: Tensor, keep: Tensor | None = None) -> M
 class Head:
     """The head of a model, with all that its forward does after the blocks, such as a scale or a cap of the logits.
 
-    It is the model's own forward, in which given states stand in for the rest; so it is right in any family.
+    It is the model's own forward, in which given states stand in for the rest; so it is right in any family. `output`
+    is what takes the place of the model's own linear layer there, if anything does. A layer of few bits is unpacked
+    once: it would be for a few positions at a time.
     """
 
-    def __init__(self, model: nn.Module):
-        self.model = model
+    def __init__(self, model: nn.Module, output: nn.Module | None = None):
+        self.model, own = model, model.get_output_embeddings()
+        if output is None and hasattr(own, "dense"):
+            output = own.dense(model.dtype)
+        self.own, self.output = ([], []) if output is None else ([own], [output.forward])
         stack = model.get_submodule(structure.blocks_path(model).rpartition(".")[0])
         self.passed_by = list(dict.fromkeys([structure.trunk(model), stack]))  # families call the one or the other
         self.token = torch.zeros(1, 1, dtype=torch.long, device=devices.entrance(model))  # not looked at
@@ -41,7 +46,8 @@ class Head:
     def __call__(self, read: ModelOutput, states: Tensor) -> Tensor:
         """Logits of `states` `[m, D]`, some of those in `read`, which `run_trunk` gave: `[m, V]` in its dtype."""
         given = replace(read, last_hidden_state=states[None])
-        with structure.forwards(self.passed_by, [lambda *args, **kwargs: given] * len(self.passed_by)):
+        stand_ins = [lambda *args, **kwargs: given] * len(self.passed_by)
+        with structure.forwards([*self.passed_by, *self.own], [*stand_ins, *self.output]):
             return self.model(input_ids=self.token, use_cache=False).logits[0]
 
 

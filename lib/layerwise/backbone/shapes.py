@@ -20,6 +20,16 @@ class Matrix(NamedTuple):
     rows: int  # outputs
     columns: int  # inputs
     stream: Literal["read", "written", "written at the end", None]
+    path: str = ""  # of the linear layer in its block
+
+
+class Part(NamedTuple):
+    """A table of weights that can have bits of its own."""
+
+    block: int | None  # None: it is outside of the blocks
+    path: str  # of the linear layer in its block, or "embedding", or "head"
+    rows: int
+    columns: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,20 @@ class Shape:
     other_bytes: int
     tied: bool  # embedding and head are one table
     slicing: Slicing | str  # or why the model can't be sliced
+    embedding: Matrix | None = None  # that of tokens; None: it is of a kind that can't have few bits
+    head: Matrix | None = None  # the embedding's table, where the two are tied
+    cache_bytes: int = 0  # keys and values of one token, all blocks; models that keep less of some take it as a bound
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All that can have bits, in the one order that plans by matrix and costs have: the linear layers block by
+        block, then the embedding, then the head, unless it is the embedding's table."""
+        ends = [("embedding", self.embedding), *([] if self.tied else [("head", self.head)])]
+        inside = (
+            Part(i, each.path, each.rows, each.columns) for i, block in enumerate(self.matrices) for each in block
+        )
+        outside = (Part(None, name, table.rows, table.columns) for name, table in ends if table)
+        return (*inside, *outside)
 
     @property
     def linear_weights(self) -> tuple[int, ...]:
@@ -100,6 +124,7 @@ def shape(model) -> Shape:
         streams, slicing = {}, str(error)
     else:
         streams, slicing = _streams(found), _slicing(model, found)
+    embedding, head = _ends(model)
     return Shape(
         L=len(each),
         D=text_config(model).hidden_size,
@@ -111,11 +136,36 @@ def shape(model) -> Shape:
         other_bytes=size * other,
         tied=tied(model),
         slicing=slicing,
+        embedding=embedding,
+        head=head,
+        cache_bytes=size * _cached(text_config(model)),
     )
 
 
 def _matrices(block: nn.Module, streams: dict[str, str]) -> tuple[Matrix, ...]:
-    return tuple(Matrix(*weight_matrix(linear).shape, streams.get(path)) for path, linear in linears(block).items())
+    found = linears(block).items()
+    return tuple(Matrix(*weight_matrix(linear).shape, streams.get(path), path) for path, linear in found)
+
+
+def _ends(model) -> tuple[Matrix | None, Matrix | None]:
+    """Sizes of embedding and head, as far as they are a table and a linear layer. Raises ValueError for an embedding
+    whose weights have few bits already."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(embedding, nn.Embedding) and len(embedding.weight) != embedding.num_embeddings:
+        raise ValueError("the embedding's weights have few bits already, so take the dense model")
+    tables = [
+        Matrix(*module.weight.shape, None, name) if isinstance(module, kind) else None
+        for name, module, kind in (("embedding", embedding, nn.Embedding), ("head", head, nn.Linear))
+    ]
+    return tables[0], tables[0] if tied(model) else tables[1]
+
+
+def _cached(config: PretrainedConfig) -> int:
+    """Numbers that attention keeps of one token: a key and a value for each head that has its own, in every block."""
+    heads = config.num_attention_heads
+    own = getattr(config, "num_key_value_heads", None) or heads
+    each = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2 * config.num_hidden_layers * own * each
 
 
 def _streams(found: Architecture) -> dict[str, str]:

@@ -203,15 +203,19 @@ def linears(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
 
     Their weights are read by `weight_matrix`. The routers of a mixture of experts are left out: they choose, and
     nothing that they compute enters the stream. The shortcuts of a sliced block are its residual path, which is neither
-    scored nor quantized. Raises ValueError for a block without linear layers: its weights have few bits already.
+    scored nor quantized. Raises ValueError for a block without linear layers, and where weights of some have few bits:
+    those that are left would be taken for all.
     """
+    few_bits = any("codes" in dict(module.named_buffers(recurse=False)) for module in block.modules())
     found = {name: module for name, module in block.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
     found = {name: linear for name, linear in found.items() if not name.startswith("shortcuts.")}
     found = {
         name: linear for name, linear in found.items() if "router" not in f"{name} {type(linear).__name__}".lower()
     }
-    if not found:
-        raise ValueError("the block has no linear layers: its weights have few bits already, so take the dense model")
+    if few_bits or not found:
+        raise ValueError(
+            "weights of the block have few bits already, or it has no linear layers at all: take the dense model"
+        )
     return found
 
 

@@ -6,19 +6,23 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from layerwise.backbone.architectures import architecture
 from layerwise.backbone.devices import check_present
+from layerwise.backbone.shapes import Shape, shape
 from layerwise.backbone.structure import blocks, evaluating, linears, text_config, tied, weight_matrix
 from layerwise.compression import slicing
 from layerwise.compression.pruning import remove_blocks
 from layerwise.plans import Layer, Plan
+from layerwise.plans.sizes import check_shape, end_sizes
 from layerwise.quantization import packed
 from layerwise.quantization import quantizer as by_name
-from layerwise.quantization.blockwise import check_bits, each_block
+from layerwise.quantization.blockwise import Bits, bits_by_path, check_bits, check_widths, each_block
 from layerwise.quantization.gptq import compressed
+from layerwise.quantization.tables import quantized_ends
 from layerwise.text.corpora import check_text
 
 
@@ -87,17 +91,21 @@ def compress(
     whose configuration holds the plan: it generates, and saves and loads by `save_pretrained` and `from_pretrained`. A
     tied head stays tied where that takes fewer bytes.
 
-    **Quantization** gives the linear layers of each block the bits of the plan.
+    **Quantization** gives the linear layers of each block the bits of the plan, and embedding and head theirs, if the
+    plan sets any: by `quantizer.matrix(weight, bits)`, which "rtn", "quanto" and "hqq" have. Where the two are one
+    table they still are.
     """
     check_plan(model, plan)
     check_present(model)
+    if (plan.slices or plan.quantizes) and (packed(model) or compressed(model).bytes):
+        raise ValueError("the model's weights have few bits already: compress the dense model, by a plan that says all")
     if plan.slices:
         _check_slicing(model, plan, tokens, calibration, mask, batch, inplace)
     quantize = check_quantizer(model, by_name(quantizer), plan, tokens, mask)
     with evaluating(model):
         if len(plan.kept) < len(plan.layers):
             model, inplace = remove_blocks(model, plan, inplace), True
-            plan = Plan(plan.kept, plan.width, plan.head)
+            plan = replace(plan, layers=plan.kept)
         if plan.slices and calibration == "sequential":
             model, inplace = slicing.slice_model(model, plan, tokens, mask, batch, inplace), True
         elif plan.slices:
@@ -128,25 +136,29 @@ def _check_slicing(model, plan, tokens, calibration, mask, batch, inplace) -> No
             "the bases are those of the model with all its blocks: first remove blocks, by a plan that only drops, and "
             "calibrate what is left; or calibrate sequentially"
         )
-    if mask is not None or inplace or (tokens is not None and not any(layer.bits for layer in plan.kept)):
+    if mask is not None or inplace or (tokens is not None and not plan.quantizes):
         raise ValueError("with bases, tokens, mask and inplace have no effect: the bases hold all that is needed")
 
 
 def check_quantizer(model, quantizer, plan, tokens, mask) -> Callable | None:
     """What quantizes a model by the plan, or None if it sets no bits. Raises ValueError before any work is done."""
     name = getattr(quantizer, "name", getattr(quantizer, "__name__", "the quantizer"))
-    bits, outliers = ([getattr(layer, name) for layer in plan.kept] for name in ("bits", "outliers"))
-    more = {}
+    outliers, more = [layer.outliers for layer in plan.kept], {}
     if any(share is not None for share in outliers):
         if "outliers" not in inspect.signature(quantizer).parameters:
             raise ValueError(f"the plan sets outliers, and {name} keeps none: take lw.quantization.Outliers()")
         more["outliers"] = outliers
-    if not more and not any(width is not None for width in bits):
+    if not more and not plan.quantizes:
         return None
-    if packed(model) or compressed(model).bytes:
-        raise ValueError("the model's weights have few bits already: compress the dense model, by a plan that says all")
+    every, ends = block_bits(model, plan), plan.ends(tied(model))
     if hasattr(quantizer, "widths"):
-        check_bits(quantizer, model, [layer.bits if layer.keep else None for layer in plan.layers])
+        check_bits(quantizer, model, every)
+        check_widths(quantizer, set(ends))
+    if any(ends) and not hasattr(quantizer, "matrix"):
+        raise ValueError(
+            f"{name} leaves embedding and head as they are, since it has no .matrix(weight, bits): take 'rtn', "
+            "'quanto' or 'hqq', or a plan without embedding_bits and head_bits"
+        )
     if mask is not None and getattr(quantizer, "needs_tokens", False):
         raise ValueError(f"{name} can't leave padding out: give it windows without padding, and no mask")
     if getattr(quantizer, "needs_tokens", False) and tokens is None:
@@ -155,32 +167,54 @@ def check_quantizer(model, quantizer, plan, tokens, mask) -> Callable | None:
         with warnings.catch_warnings(action="ignore"):  # what reads the tokens warns of them
             check_text(model, tokens)
     if hasattr(quantizer, "check_columns"):
-        _check_columns(model, quantizer, name, plan)
+        _check_columns(model, quantizer, name, plan, every)
+    bits = [each for each, layer in zip(every, plan.layers, strict=True) if layer.keep]
 
     def quantize(model, tokens, inplace):
-        if inplace:
-            return quantizer(model, bits, tokens=tokens, **more)
-        if more or not hasattr(quantizer, "block"):
-            return quantizer(copy.deepcopy(model), bits, tokens=tokens, **more)
-        # Block by block, so that beside the model and the result there is one copied block at a time.
-        done = zip(blocks(model), each_block(quantizer, model, bits, copies=True), strict=True)
-        return copy.deepcopy(model, {id(block): new for block, new in done})
+        outside = quantized_ends(model, quantizer, ends)
+        if not inplace and not more and hasattr(quantizer, "block"):
+            # Block by block, so that beside the model and the result there is one copied block at a time.
+            done = zip(blocks(model), each_block(quantizer, model, bits, copies=True), strict=True)
+            instead = {id(model.get_submodule(path)): module for path, module in outside.items()}
+            return copy.deepcopy(model, instead | {id(block): new for block, new in done})
+        small = quantizer(model if inplace else copy.deepcopy(model), bits, tokens=tokens, **more)
+        for path, module in outside.items():
+            small.set_submodule(path, module)
+        return small
 
     return quantize
 
 
-def _check_columns(model, quantizer, name: str, plan: Plan) -> None:
-    """Raise ValueError if rows of a matrix, as wide as the plan leaves them, are none that the quantizer can do."""
+def block_bits(model, plan: Plan) -> list[Bits]:
+    """What a quantizer is told of each block of `model`: bits, or bits by path where the plan has some by matrix."""
+
+    def told(layer: Layer, block: nn.Module) -> Bits:
+        if not layer.keep or layer.matrices is None:
+            return layer.bits if layer.keep else None
+        found = {path: layer.bits_of(path) for path in linears(block)}
+        return {path: bits for path, bits in found.items() if bits is not None}
+
+    return [told(layer, block) for layer, block in zip(plan.layers, blocks(model), strict=True)]
+
+
+def _check_columns(model, quantizer, name: str, plan: Plan, every: list[Bits]) -> None:
+    """Raise ValueError if rows of a table, as wide as the plan leaves them, are none that the quantizer can do."""
     steps = architecture(model).steps if plan.slices else ()
     reads = {path for step in steps for path in step.reads}
     kept = [i for i, layer in enumerate(plan.layers) if layer.keep]
+    found = []  # what it is called, its columns, and whether slicing has decided them
     for i, width in zip(kept, plan.stream, strict=False):
-        for path, linear in linears(blocks(model)[i]).items() if plan.layers[i].bits else ():
-            try:
-                quantizer.check_columns(width if path in reads else weight_matrix(linear).shape[1])
-            except ValueError as error:
-                hint = _multiple_hint(quantizer, plan.width) if path in reads else ""
-                raise ValueError(f"{name}, block {i}, {path}: {error}{hint}") from error
+        for path in bits_by_path(blocks(model)[i], every[i]):
+            own = weight_matrix(blocks(model)[i].get_submodule(path)).shape[1]
+            found.append((f"block {i}, {path}", width if path in reads else own, path in reads))
+    if plan.embedding_bits or plan.head_bits:
+        found += [(end, columns, plan.slices) for end, _, _, columns in end_sizes(plan, shape(model))]
+    for called, columns, sliced in found:
+        try:
+            quantizer.check_columns(columns)
+        except ValueError as error:
+            hint = _multiple_hint(quantizer, plan.width) if sliced else ""
+            raise ValueError(f"{name}, {called}: {error}{hint}") from error
 
 
 def _multiple_hint(quantizer, D: int) -> str:
@@ -202,12 +236,12 @@ def _multiple_hint(quantizer, D: int) -> str:
 def check_plan(model, plan: Plan) -> None:
     """Raise ValueError unless `plan` is one for this model, and asks for something."""
     check_fits(model, plan)
-    if plan.head is None and all(layer == Layer() for layer in plan.layers):
+    if plan == Plan((Layer(),) * len(plan.layers), plan.width):
         raise ValueError("the plan sets nothing: make one with lw.plans.bits(lw.shape(model), scores, low_layers=3)")
 
 
-def check_fits(model, plan: Plan) -> None:
-    """Raise ValueError unless `plan` is one for this model."""
+def check_fits(model, plan: Plan, known: Shape | None = None) -> None:
+    """Raise ValueError unless `plan` is one for this model, whose shape needs not be taken again if it is `known`."""
     if not isinstance(plan, Plan):
         raise ValueError(f"plan must be a Plan, such as lw.plans.constant_slices(lw.shape(model), 0.25), not {plan!r}")
     count, width = len(blocks(model)), text_config(model).hidden_size
@@ -216,3 +250,5 @@ def check_fits(model, plan: Plan) -> None:
             f"the plan is for {len(plan.layers)} layers of width {plan.width}, the model has {count} of width {width}: "
             "make the plan from lw.shape(model)"
         )
+    if plan.by_matrix:
+        check_shape(plan, known or shape(model))

@@ -193,9 +193,10 @@ def size(model: nn.Module) -> Size:
     packed_layers, by_gptq = packed(model), compressed(model)
     tensors = {id(tensor): (name, tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
     stored = [tensor for name, tensor in tensors.values() if name not in by_gptq.left_out]
-    few_bits = [*packed_layers.values(), *map(model.get_submodule, by_gptq.bytes)]
+    by_gptq_layers = map(model.get_submodule, by_gptq.bytes)
     parameters = sum(tensor.numel() for tensor in stored if isinstance(tensor, nn.Parameter))
-    parameters += sum(layer.in_features * layer.out_features for layer in few_bits)
+    parameters += sum(math.prod(layer.shape) for layer in packed_layers.values())
+    parameters += sum(layer.in_features * layer.out_features for layer in by_gptq_layers)
     taken = sum(tensor.numel() * _stored_bytes(tensor, model) for tensor in stored) + sum(by_gptq.bytes.values())
     return Size(parameters, taken)
 

@@ -94,7 +94,7 @@ def memory(
             f"length {length} and one more token need {length + 1} positions, and the model has {most}: give a "
             "smaller length"
         )
-    bits = plan is not None and any(layer.bits is not None for layer in plan.kept)
+    bits = plan is not None and plan.quantizes
     if bits and getattr(by_name(quantizer), "needs_tokens", False):
         raise ValueError(f"what {quantizer} needs depends on the text that it looks at: take rtn, quanto or hqq")
     wanted = dtype or config.dtype or torch.bfloat16

@@ -6,6 +6,7 @@ enters the first block in which a plan differs from the one before it is remembe
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,11 +17,17 @@ from tqdm.auto import tqdm
 
 from layerwise.backbone import devices, structure
 from layerwise.backbone.passes import Head, Passes
+from layerwise.backbone.shapes import shape
 from layerwise.compression.compress import check_fits
 from layerwise.evaluation import comparison, predictions
-from layerwise.plans import Plan
+from layerwise.plans import Layer, Plan
 from layerwise.quantization import packed, quantizer
-from layerwise.quantization.blockwise import check_bits, each_block
+from layerwise.quantization.blockwise import check_bits, check_widths, each_block
+from layerwise.quantization.packed import dequantized
+from layerwise.quantization.tables import quantized_end
+
+# What an assembly makes a model of: bits of the embedding, of the linear layers of each block, and of the head.
+Choice = tuple[tuple[int | None, ...], ...]
 
 
 class Assembly:
@@ -28,7 +35,11 @@ class Assembly:
 
     Its models compute what `lw.compress(model, plan, quantizer=...)` gives, to the last bit, from weights that were
     unpacked beforehand. `model` itself stays as it is, and must stay so; a plan may leave blocks of it unquantized.
-    Memory beside it: one copy of the matrices of its blocks for each width, in the model's dtype.
+    Memory beside it: one copy of the matrices of its blocks for each width, in the model's dtype, and one of embedding
+    and head for each width that a plan has asked for.
+
+    With a quantizer that does matrices one by one (`.matrix(weight, bits)`), plans may mix widths within a block, and
+    set those of embedding and head, at any width that the quantizer has.
 
     Raises ValueError for a quantizer that can't do blocks one by one (GPTQ, which looks at what enters them) and for
     what the quantizer refuses.
@@ -37,8 +48,10 @@ class Assembly:
     def __init__(self, model: nn.Module, widths: Sequence[int], quantizer: str | Callable = "rtn"):
         self.model, self.quantizer = model, _by_block(quantizer)
         devices.check_present(model)
+        self.shape = shape(model)
         own = list(structure.blocks(model))
         self.blocks: dict[int | None, list[nn.Module]] = {None: own}
+        self.tables: dict[tuple[str, int], nn.Parameter] = {}  # of embedding and head, made when a plan asks for one
         with structure.evaluating(model):
             for bits in dict.fromkeys(widths):
                 if hasattr(self.quantizer, "widths"):
@@ -56,22 +69,25 @@ class Assembly:
         comparison.check_windows(self.model, tokens)
         choices = [self._choice(plan) for plan in plans]
         order = _neighbours(choices)
-        parts, head = tokens.split(batch), Head(self.model)
-        found: dict[tuple, list[list[Tensor]]] = {choice: [[], []] for choice in order}
+        heads = {bits: Head(self.model, self._end("head", bits)) for bits in {None, *(end for *_, (end,) in order)}}
+        parts, nothing = tokens.split(batch), self._choice(Plan((Layer(),) * self.shape.L, self.shape.D))
+        found: dict[Choice, list[list[Tensor]]] = {choice: [[], []] for choice in order}
         with (
             torch.inference_mode(),
             structure.evaluating(self.model),
             tqdm(total=len(parts) * len(order), desc="plans", unit="pass", leave=False, disable=None) as bar,
         ):
             for part in parts:
-                passes, before = Passes(self.model, part), (None,) * len(self.blocks[None])
-                dense = planned = predictions.windows(head, passes.run(0, self._modules(before)))
+                passes, before = Passes(self.model, part), nothing
+                read = passes.run(0, self.blocks[None])
+                dense = planned = predictions.windows(heads[None], read)
                 predictions.keep_logits(dense, predictions.room(self.model))
                 for choice in order:
                     start = _first_difference(before, choice)
                     if start is not None:
-                        planned = predictions.windows(head, passes.run(start, self._modules(choice)[start:]))
-                        before = choice
+                        if start <= self.shape.L:  # else the head alone is another one
+                            read = self._run(passes, max(start - 1, 0), choice)
+                        planned, before = predictions.windows(heads[choice[-1][0]], read), choice
                     for kept, values in zip(found[choice], predictions.differences(planned, dense, part), strict=True):
                         kept.append(values)
                     bar.update()
@@ -81,23 +97,66 @@ class Assembly:
     @contextmanager
     def as_planned(self, plan: Plan) -> Iterator[nn.Module]:
         """The model with the blocks of the plan, for a while: for whatever wants a model, such as `lw.accuracy`."""
-        modules = self._modules(self._choice(plan))
+        (of_embedding,), *inside, (of_head,) = self._choice(plan)
+        own, modules = list(self.blocks[None]), [self._block(i, bits) for i, bits in enumerate(inside)]
+        for name, bits in (("embedding", of_embedding), ("head", of_head)):
+            if bits is not None:
+                own.append(self._end(name, None))
+                modules.append(self._end(name, bits))
         forwards = [module.forward for module in modules]
-        with structure.evaluating(self.model), structure.forwards(self.blocks[None], forwards):
+        with structure.evaluating(self.model), structure.forwards(own, forwards):
             yield self.model
 
-    def _choice(self, plan: Plan) -> tuple[int | None, ...]:
-        check_fits(self.model, plan)
+    def _choice(self, plan: Plan) -> Choice:
+        check_fits(self.model, plan, self.shape)
         if plan.slices or len(plan.kept) < len(plan.layers) or any(layer.outliers is not None for layer in plan.layers):
             raise ValueError("an assembly has blocks at several widths in bits: the plan may set bits and nothing else")
-        choice = tuple(layer.bits for layer in plan.layers)
-        if strange := sorted({bits for bits in choice if bits not in self.blocks}):
+        of_embedding, of_head = plan.ends(self.shape.tied)
+        each = zip(plan.layers, self.shape.matrices, strict=True)
+        inside = [tuple(layer.bits_of(matrix.path) for matrix in matrices) for layer, matrices in each]
+        if strange := sorted({bits for block in inside for bits in block if bits not in self.blocks}):
             have = ", ".join(str(bits) for bits in self.blocks if bits)
             raise ValueError(f"the plan has blocks at {', '.join(map(str, strange))} bits, the assembly at {have}")
-        return choice
+        if of_embedding or of_head or any(len(set(block)) > 1 for block in inside):
+            if not hasattr(self.quantizer, "matrix"):
+                raise ValueError(
+                    f"{getattr(self.quantizer, 'name', 'the quantizer')} has no .matrix(weight, bits), which quantizes "
+                    "a matrix by itself: the plan may set one width for each block and nothing else"
+                )
+            check_widths(self.quantizer, {of_embedding, of_head})
+        return ((of_embedding,), *inside, (of_head,))
 
-    def _modules(self, choice: Sequence[int | None]) -> list[nn.Module]:
-        return [self.blocks[bits][i] for i, bits in enumerate(choice)]
+    def _run(self, passes: Passes, start: int, choice: Choice):
+        """What the head reads, where nothing changes before block `start`."""
+        modules = [self._block(i, bits) for i, bits in enumerate(choice[1:-1]) if i >= start]
+        own, embedding = self._end("embedding", None), self._end("embedding", choice[0][0])
+        with structure.forwards([own], [embedding.forward]):
+            return passes.run(start, modules)
+
+    def _block(self, i: int, widths: Sequence[int | None]) -> nn.Module:
+        """Block `i` with its linear layers, in their order, at these widths: no tensor is copied for it."""
+        if len(set(widths)) == 1:
+            return self.blocks[widths[0]][i]
+        dense = self.blocks[None][i]
+        shared: dict[int, object] = {id(tensor): tensor for tensor in (*dense.parameters(), *dense.buffers())}
+        shared |= {id(each): each for module in dense.modules() if (each := vars(module).get("config"))}
+        for (path, layer), bits in zip(structure.linears(dense).items(), widths, strict=True):
+            shared[id(layer)] = self.blocks[bits][i].get_submodule(path)
+        return copy.deepcopy(dense, shared)
+
+    @torch.inference_mode(False)  # so that a table serves both within and outside of it
+    @torch.no_grad()
+    def _end(self, name: str, bits: int | None) -> nn.Module:
+        """The embedding or the head at `bits` bits: where they are one table, so are those that this gives."""
+        own = self.model.get_input_embeddings() if name == "embedding" else self.model.get_output_embeddings()
+        if bits is None:
+            return own
+        at = ("embedding" if self.shape.tied else name, bits)
+        if at not in self.tables:
+            weights = dequantized(quantized_end(self.quantizer, own, bits, name)).to(own.weight.dtype)
+            self.tables[at] = nn.Parameter(weights, requires_grad=False)
+        shared = {id(tensor): tensor for tensor in own.parameters()} | {id(own.weight): self.tables[at]}
+        return copy.deepcopy(own, shared)
 
 
 def _by_block(given: str | Callable) -> Callable:
@@ -110,9 +169,9 @@ def _by_block(given: str | Callable) -> Callable:
     return found
 
 
-def _neighbours(choices: Iterable[tuple]) -> list[tuple]:
+def _neighbours(choices: Iterable[Choice]) -> list[Choice]:
     """The choices, once each, in an order in which neighbours share the longest beginnings."""
-    return sorted(set(choices), key=lambda choice: [bits or 99 for bits in choice])
+    return sorted(set(choices), key=lambda choice: [[bits or 99 for bits in part] for part in choice])
 
 
 def _first_difference(a: Sequence, b: Sequence) -> int | None:

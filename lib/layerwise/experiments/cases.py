@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -15,7 +14,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from layerwise import evaluation, models, stats
+from layerwise import evaluation, stats
 from layerwise.backbone.shapes import shape as shape_of
 from layerwise.compression.compress import compress
 from layerwise.compression.slicing import calibrate
@@ -23,7 +22,6 @@ from layerwise.evaluation import tasks
 from layerwise.experiments.assembly import Assembly
 from layerwise.experiments.known import known
 from layerwise.plans import Plan
-from layerwise.provenance import provenance
 from layerwise.scores import Measured
 
 # Plans that an assembly compares before they are kept: the dense model is run once more for each so many.
@@ -49,15 +47,20 @@ class Case:
 
     @property
     def by_block(self) -> bool:
-        """Whether blocks of several such plans can be quantized once: bits alone, by a quantizer without text."""
+        """Whether blocks of several such plans can be quantized once: bits alone, by a quantizer without text.
+
+        If bits differ within a block, or embedding or head have any, matrices are what is quantized once.
+        """
         if self.plan is None or not hasattr(self.quantizer, "block"):
+            return False
+        if self.plan.by_matrix and not hasattr(self.quantizer, "matrix"):
             return False
         layers = self.plan.layers
         return not self.plan.slices and all(layer.keep and layer.outliers is None for layer in layers)
 
     @property
     def _has_bits(self) -> bool:
-        return any(layer.bits is not None or layer.outliers is not None for layer in self.plan.kept)
+        return self.plan.quantizes or any(layer.outliers is not None for layer in self.plan.kept)
 
     @property
     def reads_text(self) -> bool:
@@ -81,13 +84,14 @@ class Case:
         return what
 
     def sizes(self, shape) -> dict:
-        """Average and effective bits, where bits are set, and bytes as stored, of the plan."""
+        """Average and effective bits, where all blocks have some, and bytes as stored, of the plan."""
         if self.plan is None:
             return {"bytes": shape.total_bytes}
         stored = getattr(self.quantizer, "stored", None)
         found = {"bytes": self.plan.predicted_bytes(shape, stored)}
         if self.plan.average_bits is not None:
             found["average_bits"] = self.plan.average_bits
+        if all(layer.quantized for layer in self.plan.kept):
             found["effective_bits"] = self.plan.effective_bits(shape, stored)
         return found
 
@@ -156,8 +160,9 @@ class Runner:
         return [{"right": right} | case.sizes(self.shape)]
 
     def _assembly(self, group: list[Case]):
-        widths = sorted({layer.bits for case in group for layer in case.plan.layers if layer.bits is not None})
-        return Assembly(self.model, widths, group[0].quantizer)
+        layers = {layer for case in group for layer in case.plan.layers}
+        widths = {bits for layer in layers for bits in (layer.bits, *dict(layer.matrices or ()).values())}
+        return Assembly(self.model, sorted(widths - {None}), group[0].quantizer)
 
     def _compared(self, assembly, part: list[Case]):
         began = time.perf_counter()
@@ -197,7 +202,7 @@ class Runner:
         tokens = case.calibration
         if case.shared and case.plan.slices:
             how["calibration"] = self._dense_bases(tokens)
-            if all(layer.bits is None for layer in case.plan.kept):  # nothing else looks at text
+            if not case.plan.quantizes:  # nothing else looks at text
                 tokens = None
         yield compress(self.model, case.plan, tokens=tokens, **how)
 
@@ -229,8 +234,14 @@ def _groups(cases: Iterable[Case]) -> Iterator[tuple[bool, list[Case]]]:
     for name, found in groupby(sorted(cases, key=group), key=group):
         found = list(found)
         if name:  # neighbours begin alike, so that an assembly runs the beginning once
-            found.sort(key=lambda case: (id(case.text), [layer.bits or 99 for layer in case.plan.layers]))
+            found.sort(key=lambda case: (id(case.text), _in_order(case.plan)))
         yield bool(name), found
+
+
+def _in_order(plan: Plan) -> list[tuple]:
+    """What sorts plans so that neighbours begin alike."""
+    ends = [(plan.embedding_bits or 99, ()), (plan.head_bits or 99, ())]
+    return [ends[0], *((layer.bits or 99, layer.matrices or ()) for layer in plan.layers), ends[1]]
 
 
 def _by_block(values) -> list[dict]:
@@ -250,42 +261,6 @@ def _row(loss, kl) -> dict:
         three = [round(float(value), 7) for value in stats.mean(values)]
         row |= dict(zip([name, f"{name}_low", f"{name}_high"], three, strict=True))
     return row | {f"w{i}": round(float(value), 6) for i, value in enumerate(loss)}
-
-
-@cache
-def _loaded(path: str) -> tuple:
-    return models.load(path)
-
-
-def remote(path: str, how: str, cases: list, settings: Mapping) -> tuple[list[Outcome], dict]:
-    """What a worker of an executor does: outcomes of cases by a method of `Runner`, and where they come from."""
-    return list(getattr(Runner(*_loaded(path)), how)(cases, **settings)), provenance()
-
-
-def elsewhere(
-    executor: Executor, path: str, how: str, cases: list, settings: Mapping, origin: Mapping
-) -> Iterator[tuple[Case | Function, list[dict] | Exception, Mapping]]:
-    """Outcomes of cases that an executor's workers run on the model at `path`, and where they come from, as finished.
-
-    `origin` is told of those that no worker has understood.
-    """
-    futures = {}
-    try:
-        for start in range(0, len(cases), TOGETHER):
-            part = cases[start : start + TOGETHER]
-            futures[executor.submit(remote, path, how, part, settings)] = part
-        for future in as_completed(futures):
-            part, where = futures[future], origin
-            try:
-                found, where = future.result()
-                outcomes = [outcome for _, outcome in found]
-            except Exception as error:  # the worker is gone, or never understood what was asked
-                outcomes = [error] * len(part)
-            for case, outcome in zip(part, outcomes, strict=True):
-                yield case, outcome, where
-    finally:
-        for future in futures:
-            future.cancel()
 
 
 def filled(row: Mapping, case: Case | Function, shape) -> dict:

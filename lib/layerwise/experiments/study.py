@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 
 from layerwise import models as by_name
 from layerwise.backbone.shapes import shape
-from layerwise.experiments.cases import Case, Function, Runner, elsewhere, filled
+from layerwise.experiments.cases import Case, Function, Runner, filled
 from layerwise.experiments.known import key, known
 from layerwise.experiments.ledger import Ledger, Result, apart, is_clean
+from layerwise.experiments.workers import elsewhere
 from layerwise.provenance import provenance
 from layerwise.quantization import quantizer
 from layerwise.text import corpora, published

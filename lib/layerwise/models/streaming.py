@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from transformers.core_model_loading import WeightConverter, rename_source_key
 from layerwise.backbone.devices import accelerator, all_finite
 from layerwise.backbone.structure import blocks, blocks_path, tied
 from layerwise.compression import slicing
-from layerwise.compression.compress import check_plan, check_quantizer
+from layerwise.compression.compress import block_bits, check_plan, check_quantizer
 from layerwise.compression.pruning import remove_blocks
 from layerwise.models import gguf_files, names
 from layerwise.models.folders import DamagedModel, check_target, put_in_place, tensor_files
@@ -35,6 +36,8 @@ from layerwise.models.loading import checked, configuration
 from layerwise.plans import Plan
 from layerwise.quantization import checkpoint
 from layerwise.quantization import quantizer as by_name
+from layerwise.quantization.blockwise import Bits
+from layerwise.quantization.tables import quantized_ends
 from layerwise.text import hub
 
 
@@ -114,8 +117,8 @@ def compress_checkpoint(
     outside = [name for name, _ in model.named_parameters() if not name.startswith(f"{where}.")]
     if len(own) < len(plan.layers):
         remove_blocks(model, plan, inplace=True)
-        plan = Plan(plan.kept, plan.width, plan.head)
-    bits = [layer.bits for layer in plan.layers]
+        plan = replace(plan, layers=plan.kept)
+    bits, ends = block_bits(model, plan), plan.ends(tied(model))
     for name in outside:
         weights.give(model, name, name, device)
     model.tie_weights()
@@ -141,6 +144,8 @@ def compress_checkpoint(
                 for i, block in enumerate(tqdm(blocks(model), desc="compressing", unit="block", leave=False, delay=5)):
                     with visit(i, block, block):
                         pass
+            for path, module in quantized_ends(model, quantizer, ends).items():
+                model.set_submodule(path, module)
         files.finish(model)
         for file in {file for pattern in hub.BESIDE for file in folder.glob(pattern) if file.is_file()}:
             shutil.copy(file, new)
@@ -261,7 +266,7 @@ def _empty(config: PretrainedConfig) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _quantized(quantizer, block: nn.Module, bits: int, name: str) -> nn.Module:
+def _quantized(quantizer, block: nn.Module, bits: Bits, name: str) -> nn.Module:
     try:
         return quantizer.block(block, bits)
     except ValueError as error:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerwise.plans.plan import Layer, Plan, whole
+from layerwise.plans.layer import Layer, whole
+from layerwise.plans.plan import Plan
 from layerwise.plans.slices import finite_importance
 
 if TYPE_CHECKING:

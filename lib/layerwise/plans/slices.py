@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from layerwise.plans.plan import Layer, Plan
+from layerwise.plans.layer import Layer
+from layerwise.plans.plan import Plan
 
 if TYPE_CHECKING:
     from layerwise.backbone.shapes import Shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import ClassVar
 
 import torch
@@ -14,6 +14,8 @@ from tqdm.auto import tqdm
 from layerwise.backbone.devices import all_finite, check_present
 from layerwise.backbone.structure import blocks, experts, linears, weight_matrix
 from layerwise.quantization.packed import PackedLinear, Quantized
+
+Bits = int | Mapping[str, int] | None  # of a block: of all its linear layers, or by their path; None leaves them all
 
 
 class Blockwise(ABC):
@@ -37,8 +39,10 @@ class Blockwise(ABC):
     def check_columns(self, columns: int) -> None:  # noqa: B027 most do any
         """Raise ValueError for rows of so many weights if they can't be done."""
 
-    def __call__(self, model: nn.Module, bits: Sequence[int | None], tokens: Tensor | None = None) -> nn.Module:
+    def __call__(self, model: nn.Module, bits: Sequence[Bits], tokens: Tensor | None = None) -> nn.Module:
         """`model` with the linear layers of block i at `bits[i]` bits, in place; None leaves a block as it is.
+
+        Bits by path, `{"mlp.down_proj": 4}`, leave the linear layers that they don't name.
 
         `tokens` are not used. Raises ValueError as `check_bits`, and as `block`.
         """
@@ -50,16 +54,12 @@ class Blockwise(ABC):
 
     @torch.inference_mode(False)  # so that the result can be saved, moved and used anywhere
     @torch.no_grad()
-    def block(self, block: nn.Module, bits: int) -> nn.Module:
+    def block(self, block: nn.Module, bits: Bits) -> nn.Module:
         """`block` with its linear layers at `bits` bits, in place. Nothing is changed if one of them can't be done."""
-        done = {}
-        for path, linear in linears(block).items():
+        done, layers = {}, linears(block)
+        for path, width in bits_by_path(block, bits).items():
             try:
-                check_finite(linear.weight)
-                quantized = self.matrix(weight_matrix(linear).float(), bits)
-                if not (quantized.scale.isfinite().all() and quantized.zero.isfinite().all()):
-                    raise ValueError("the weights are too large for scales in float16")
-                done[path] = PackedLinear(quantized, bits, linear.bias)
+                done[path] = PackedLinear(quantized(self, weight_matrix(layers[path]), width), width, layers[path].bias)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
         for path, layer in done.items():
@@ -67,8 +67,32 @@ class Blockwise(ABC):
         return block
 
 
-def check_bits(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
-    """Raise ValueError unless there is a width for each block, one that the quantizer has, and blocks that it can do.
+def bits_by_path(block: nn.Module, bits: Bits) -> dict[str, int]:
+    """Bits of each linear layer of a block that gets any, in the order of the layers.
+
+    Raises ValueError for a path that the block hasn't.
+    """
+    if bits is None:
+        return {}
+    paths = linears(block)
+    if not isinstance(bits, Mapping):
+        return dict.fromkeys(paths, bits)
+    if unknown := [path for path in bits if path not in paths]:
+        raise ValueError(f"{unknown[0]}: there is no such linear layer; there is {', '.join(paths)}")
+    return {path: bits[path] for path in paths if path in bits}
+
+
+def quantized(quantizer, weight: Tensor, bits: int) -> Quantized:
+    """What `quantizer.matrix` makes of weights `[rows, columns]`; raises ValueError for what float16 can't hold."""
+    check_finite(weight)
+    found = quantizer.matrix(weight.float(), bits)
+    if not (found.scale.isfinite().all() and found.zero.isfinite().all()):
+        raise ValueError("the weights are too large for scales in float16")
+    return found
+
+
+def check_bits(quantizer, model: nn.Module, bits: Sequence[Bits]) -> None:
+    """Raise ValueError unless there are bits for each block, that the quantizer has, and blocks that it can do.
 
     It can't do experts that are one parameter for all: they are no matrices, and the rest of a block is little. Nor can
     it do other linear layers than its `layers`, where it names a class.
@@ -76,11 +100,8 @@ def check_bits(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
     count = len(blocks(model))
     if len(bits) != count:
         raise ValueError(f"bits must be {count} widths, one for each block of the model, not {len(bits)}")
-    if strange := sorted({width for width in bits if width is not None} - set(quantizer.widths)):
-        raise ValueError(
-            f"{getattr(quantizer, 'name', 'the quantizer')} has no {', '.join(map(str, strange))} bits; it has "
-            f"{', '.join(map(str, quantizer.widths))}, and None leaves a block as it is"
-        )
+    every = (each.values() if isinstance(each, Mapping) else [each] for each in bits)
+    check_widths(quantizer, {width for each in every for width in each})
     name, layers = getattr(quantizer, "name", "the quantizer"), getattr(quantizer, "layers", None)
     for i, (block, width) in enumerate(zip(blocks(model), bits, strict=True)):
         for path, weights in experts(block).items() if width else ():
@@ -88,22 +109,32 @@ def check_bits(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
                 f"{name}, block {i}, {path}: experts that are one parameter {list(weights.shape)} can't be quantized. "
                 "Scores, plans that remove blocks, memory and evaluation work for this model"
             )
-        for path, linear in linears(block).items() if width and layers else ():
-            if not isinstance(linear, layers):
+        for path in bits_by_path(block, width) if layers else ():
+            if not isinstance(linear := block.get_submodule(path), layers):
                 kind = type(linear).__name__
                 raise ValueError(
                     f"{name}, block {i}, {path}: it can't do a {kind}. 'rtn', 'quanto', 'hqq' and 'outliers' can"
                 )
 
 
-def check_matrices(quantizer, model: nn.Module, bits: Sequence[int | None]) -> None:
+def check_widths(quantizer, widths: Set[int | None]) -> None:
+    """Raise ValueError for bits that the quantizer hasn't; None is no width."""
+    if strange := sorted(widths - {None, *quantizer.widths}):
+        raise ValueError(
+            f"{getattr(quantizer, 'name', 'the quantizer')} has no {', '.join(map(str, strange))} bits; it has "
+            f"{', '.join(map(str, quantizer.widths))}, and None leaves a block as it is"
+        )
+
+
+def check_matrices(quantizer, model: nn.Module, bits: Sequence[Bits]) -> None:
     """Raise ValueError, naming block and matrix, for one that is to be quantized and is not finite.
 
     So too for a model that was spread over devices, and for rows that the quantizer can't do.
     """
     check_present(model)
     for i, (block, width) in enumerate(zip(blocks(model), bits, strict=True)):
-        for path, linear in linears(block).items() if width else ():
+        for path in bits_by_path(block, width):
+            linear = block.get_submodule(path)
             try:
                 check_finite(linear.weight)
                 quantizer.check_columns(weight_matrix(linear).shape[1])
@@ -123,7 +154,7 @@ def whole_groups(columns: int, group: int) -> None:
         raise ValueError(f"rows of {columns} weights can't be cut into groups of {group}: take a divisor of {columns}")
 
 
-def each_block(quantizer, model: nn.Module, bits: Sequence[int | None], copies: bool) -> Iterator[nn.Module]:
+def each_block(quantizer, model: nn.Module, bits: Sequence[Bits], copies: bool) -> Iterator[nn.Module]:
     """The blocks of `model` at `bits` `[L]` by `quantizer.block`, one after the other: copies, or these very blocks.
 
     What it refuses says which block it was.

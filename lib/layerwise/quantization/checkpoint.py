@@ -21,11 +21,13 @@ from layerwise.backbone.structure import Conv1D, untie_what_differs, weight_matr
 from layerwise.quantization.packed import (
     STATISTIC_GROUP,
     Outlying,
+    Packed,
     PackedLinear,
     Quantized,
     SparseLinear,
     packed,
 )
+from layerwise.quantization.tables import PackedEmbedding, TiedHead, packed_embedding
 
 METHOD = "layerwise"
 FORMAT = 1
@@ -47,7 +49,8 @@ def write_packed(model: nn.Module, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors, seen = {}, set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
+        holds_nothing = isinstance(tensor, nn.Parameter) and not tensor.numel()  # that of a packed embedding
+        if id(tensor) not in seen and not holds_nothing:
             tensors[name] = tensor.detach().contiguous()
         seen.add(id(tensor))
     save_file(tensors, folder / FILE, metadata={"format": "pt"})
@@ -88,9 +91,13 @@ def read_packed(folder: Path) -> nn.Module:
         model = AutoModelForCausalLM.from_config(kind, dtype=kind.dtype)
     for path, layer in about["layers"].items():
         model.set_submodule(path, _empty(model.get_submodule(path), tensors, path, **layer))
+    table = model.get_input_embeddings()
+    if one := isinstance(table, PackedEmbedding) and model.config.tie_word_embeddings:
+        model.set_output_embeddings(TiedHead(table, model.get_output_embeddings().bias))
     missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     untie_what_differs(model)
-    model.tie_weights()
+    if not one:  # it would make the head's bias as short as the weight that holds nothing
+        model.tie_weights()
     if (folder / GENERATION_CONFIG_NAME).exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
@@ -99,22 +106,24 @@ def read_packed(folder: Path) -> nn.Module:
     return model
 
 
-def _empty(linear: nn.Linear | Conv1D, tensors: dict, path: str, bits: int, group: int) -> PackedLinear:
-    """A packed layer of the size of `linear`, with room for the tensors of this path."""
+def _empty(layer: nn.Linear | Conv1D | nn.Embedding, tensors: dict, path: str, bits: int, group: int) -> Packed:
+    """A packed layer of the size of `layer`, with room for the tensors of this path."""
 
     def like(name: str) -> torch.Tensor:
         return torch.empty_like(tensors[f"{path}.{name}"])
 
-    rows, columns = weight_matrix(linear).shape
+    rows, columns = weight_matrix(layer).shape
     with torch.device("meta"):
         codes = torch.empty(rows, columns, dtype=torch.uint8)
         scale, zero = like("scale"), like("zero")
+        if isinstance(layer, nn.Embedding):
+            return packed_embedding(layer, Quantized(codes, scale, zero, group), bits)
         if f"{path}.statistics" not in tensors:
-            return PackedLinear(Quantized(codes, scale, zero, group), bits, linear.bias)
+            return PackedLinear(Quantized(codes, scale, zero, group), bits, layer.bias)
         statistics = torch.empty(2 * -(-columns // group), rows, dtype=torch.uint8)
         outliers = Outlying(*map(like, Outlying._fields))
         return SparseLinear(
-            codes, group, Quantized(statistics, scale, zero, STATISTIC_GROUP), outliers, bits, linear.bias
+            codes, group, Quantized(statistics, scale, zero, STATISTIC_GROUP), outliers, bits, layer.bias
         )
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from layerwise.backbone.structure import blocks, blocks_path, linears
-from layerwise.quantization.blockwise import check_bits, check_matrices, whole_groups
+from layerwise.backbone.structure import blocks, blocks_path
+from layerwise.quantization.blockwise import Bits, bits_by_path, check_bits, check_matrices, whole_groups
 from layerwise.quantization.packages import needs
 from layerwise.text.corpora import check_text
 
@@ -51,7 +51,7 @@ class GPTQ:
     needs_tokens: ClassVar[bool] = True
     layers: ClassVar[type] = nn.Linear  # llm-compressor knows no Conv1D of GPT-2
 
-    def __call__(self, model: nn.Module, bits: Sequence[int | None], tokens: Tensor | None = None) -> nn.Module:
+    def __call__(self, model: nn.Module, bits: Sequence[Bits], tokens: Tensor | None = None) -> nn.Module:
         check_bits(self, model, bits)
         if tokens is None:
             raise ValueError("gptq needs calibration text: give tokens=lw.tokens(...)")
@@ -110,17 +110,19 @@ class GPTQ:
                 stacklevel=3,
             )
 
-    def _groups(self, model: nn.Module, bits: Sequence[int | None]) -> dict:
-        """compressed-tensors' `config_groups`: a scheme per width, whose targets are the matrices of its blocks.
+    def _groups(self, model: nn.Module, bits: Sequence[Bits]) -> dict:
+        """compressed-tensors' `config_groups`: a scheme per width, whose targets are the matrices that get it.
 
-        Blocks may differ in kind, such as those with attention and those with a convolution: each kind is a target.
+        Blocks may differ in what gets a width, also because they differ in kind, such as those with attention and those
+        with a convolution: those that are alike are a target.
         """
         root, groups = re.escape(blocks_path(model)), {}
-        for width in dict.fromkeys(each for each in bits if each is not None):
+        every = [bits_by_path(block, each) for block, each in zip(blocks(model), bits, strict=True)]
+        for width in dict.fromkeys(width for each in every for width in each.values()):
             kinds: dict[str, list[str]] = {}  # numbers of blocks, by the paths of their matrices
-            for i, (block, each) in enumerate(zip(blocks(model), bits, strict=True)):
-                if each == width:
-                    kinds.setdefault("|".join(re.escape(path) for path in linears(block)), []).append(str(i))
+            for i, each in enumerate(every):
+                if paths := "|".join(re.escape(path) for path, bits in each.items() if bits == width):
+                    kinds.setdefault(paths, []).append(str(i))
             groups[f"bits_{width}"] = {
                 "targets": [rf"re:{root}\.({'|'.join(at)})\.({paths})$" for paths, at in kinds.items()],
                 "weights": {
@@ -134,11 +136,11 @@ class GPTQ:
         return groups
 
 
-def _asked(model: nn.Module, bits: Sequence[int | None]) -> list[str]:
+def _asked(model: nn.Module, bits: Sequence[Bits]) -> list[str]:
     """Paths in the model of the matrices that get bits."""
     root = blocks_path(model)
     each = enumerate(zip(blocks(model), bits, strict=True))
-    return [f"{root}.{i}.{path}" for i, (block, width) in each if width is not None for path in linears(block)]
+    return [f"{root}.{i}.{path}" for i, (block, own) in each for path in bits_by_path(block, own)]
 
 
 def _entry() -> Callable:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from layerwise.backbone.devices import entrance
 from layerwise.backbone.passes import entering
 from layerwise.backbone.structure import blocks, evaluating, linears, weight_matrix, written
-from layerwise.quantization.blockwise import check_bits, check_matrices
+from layerwise.quantization.blockwise import Bits, bits_by_path, check_bits, check_matrices
 from layerwise.quantization.packed import STATISTIC_BITS, STATISTIC_GROUP, packed_bytes
 from layerwise.quantization.rounding import gain, inverse_factor, rounded
 from layerwise.text.corpora import check_text
@@ -53,7 +53,7 @@ class Outliers:
     def __call__(
         self,
         model: nn.Module,
-        bits: Sequence[int | None],
+        bits: Sequence[Bits],
         tokens: Tensor | None = None,
         outliers: Sequence[float | None] | None = None,
     ) -> nn.Module:
@@ -62,11 +62,12 @@ class Outliers:
         Parameters
         ----------
         bits
-            `[L]`, those of a code in each block; None leaves a block as it is.
+            `[L]`, those of a code in each block, or by path of its linear layers; None leaves a block as it is.
         tokens
             Calibration text `[n, length]`, without padding.
         outliers
-            `[L]`, the share in [0, 1) of each block's weights that are kept; None, or no `outliers`, is `share`.
+            `[L]`, the share in [0, 1) of each block's weights that are kept, of those that get bits; None, or no
+            `outliers`, is `share`.
 
         Raises
         ------
@@ -112,19 +113,19 @@ class Outliers:
     def _sequentially(self, model, each, bits, shares, tokens):
         batches = [entering(model, part) for part in tokens.to(entrance(model)).split(BATCH)]
         for i, block in enumerate(tqdm(each, desc=self.name, unit="block", leave=False, delay=5)):
-            if bits[i] is not None:
-                products = _products(block, ((hidden, arguments[i]) for hidden, arguments in batches))
+            if widths := bits_by_path(block, bits[i]):
+                products = _products(block, widths, ((hidden, arguments[i]) for hidden, arguments in batches))
                 try:
-                    self._block(block, bits[i], shares[i], products)
+                    self._block(block, widths, shares[i], products)
                 except ValueError as error:
                     raise ValueError(f"{self.name}, block {i}, {error}") from error
-            if any(width is not None for width in bits[i + 1 :]):
+            if any(bits[i + 1 :]):
                 for k, (hidden, arguments) in enumerate(batches):
                     batches[k] = written(block(hidden, **arguments[i])), arguments
 
-    def _block(self, block, bits, share, products):
-        found, factors, gains = linears(block), {}, []
-        for path, linear in found.items():
+    def _block(self, block, widths, share, products):
+        layers, factors, gains = linears(block), {}, []
+        for path, bits in widths.items():
             if not products[path].isfinite().all():
                 raise ValueError(
                     f"{path}: what enters it is NaN or infinite: the dtype overflows, or weights are damaged"
@@ -135,8 +136,10 @@ class Outliers:
                 raise ValueError(
                     f"{path}: what enters it is degenerate ({error}): give more calibration text"
                 ) from error
-            gains.append(gain(weight_matrix(linear).float(), factors[path].square().sum(0), bits, self.group))
-        for (path, linear), mask in zip(found.items(), _largest(gains, share), strict=True):
+            weight = weight_matrix(layers[path]).float()
+            gains.append(gain(weight, factors[path].square().sum(0), bits, self.group))
+        for (path, bits), mask in zip(widths.items(), _largest(gains, share), strict=True):
+            linear = layers[path]
             weight = weight_matrix(linear).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
             try:
                 layer = rounded(weight, mask, factors.pop(path), bits, self.group, linear.bias)
@@ -145,9 +148,9 @@ class Outliers:
             block.set_submodule(path, layer)
 
 
-def _products(block: nn.Module, states: Iterable[tuple[Tensor, dict]]) -> dict[str, Tensor]:
-    """`X' X` of what enters each linear layer of the block, float32 `[columns, columns]`, by path."""
-    found, handles, products = linears(block), [], {}
+def _products(block: nn.Module, paths: Iterable[str], states: Iterable[tuple[Tensor, dict]]) -> dict[str, Tensor]:
+    """`X' X` of what enters linear layers of the block, float32 `[columns, columns]`, by their path."""
+    handles, products = [], {}
 
     def watch(path, linear):
         weight = weight_matrix(linear)
@@ -161,7 +164,7 @@ def _products(block: nn.Module, states: Iterable[tuple[Tensor, dict]]) -> dict[s
         return linear.register_forward_pre_hook(add)
 
     try:
-        handles += [watch(path, linear) for path, linear in found.items()]
+        handles += [watch(path, block.get_submodule(path)) for path in paths]
         for hidden, arguments in states:
             block(hidden, **arguments)
     finally:

@@ -1,4 +1,4 @@
-"""Linear layers whose weights take as many bits as they have: the one format that every blockwise quantizer ends in.
+"""Matrices whose weights take as many bits as they have: the one format that every blockwise quantizer ends in.
 
 A weight is `(code - zero) * scale`, with a code of some bits for every weight, and a scale and a zero point for every
 group of weights (`Grouped` says which groups there are). Scales are float16 whatever a model computes in; zero points
@@ -10,6 +10,8 @@ A `SparseLinear` stores scales and zero points as codes too, and some weights as
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -45,44 +47,29 @@ def dequantized(matrix: Quantized) -> Tensor:
     return matrix.codes.float().sub_(zero).mul_(scale)
 
 
-class PackedLinear(nn.Module):
-    """A linear layer `[..., columns] -> [..., rows]` with weights of `bits` bits; a bias stays as it is.
+class Packed(nn.Module):
+    """What holds a matrix `[rows, columns]` with weights of `bits` bits.
 
     Its buffers are what is stored: `codes` uint8, `scale` float16, `zero` float16 or uint8. They keep their dtypes when
     the model is cast, since they are a format, not a precision to compute in.
     """
 
-    def __init__(self, matrix: Quantized, bits: int, bias: nn.Parameter | None = None):
-        super().__init__()
-        self.out_features, self.in_features = matrix.codes.shape
+    def hold(self, matrix: Quantized, bits: int) -> None:
+        """Take what is held, once the module is there."""
+        self.shape = tuple(matrix.codes.shape)
         self.bits, self.group = bits, matrix.group
         self.register_buffer("codes", pack(matrix.codes, bits))
         self.register_buffer("scale", matrix.scale)
         self.register_buffer("zero", matrix.zero)
-        self.register_parameter("bias", bias)
 
     def quantized(self) -> Quantized:
         """Codes, scales and zero points, unpacked."""
-        codes = unpack(self.codes, self.bits, self.out_features * self.in_features)
-        return Quantized(codes.view(self.out_features, self.in_features), self.scale, self.zero, self.group)
+        codes = unpack(self.codes, self.bits, math.prod(self.shape))
+        return Quantized(codes.view(self.shape), self.scale, self.zero, self.group)
 
     def weights(self) -> Tensor:
-        """The weights that this layer stands for, float32 `[rows, columns]`."""
+        """The weights that it stands for, float32 `[rows, columns]`."""
         return dequantized(self.quantized())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weights().to(x.dtype), self.bias)
-
-    def dense(self, dtype: torch.dtype) -> nn.Linear:
-        """A plain linear layer with the weights that this one stands for: larger, faster, and equal."""
-        with torch.device("meta"):
-            linear = nn.Linear(self.in_features, self.out_features, bias=False)
-        linear.weight = nn.Parameter(self.weights().to(dtype), requires_grad=False)
-        linear.bias = self.bias
-        return linear
-
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}, group={self.group}"
 
     def _apply(self, fn, recurse=True):
         before = dict(self.named_buffers(recurse=False))
@@ -92,6 +79,34 @@ class PackedLinear(nn.Module):
             if now.dtype != buffer.dtype:  # a cast: undo it, from what was there, where it is now
                 setattr(self, name, buffer.to(now.device))
         return self
+
+
+class PackedLinear(Packed):
+    """A linear layer `[..., columns] -> [..., rows]` with weights of `bits` bits; a bias stays as it is."""
+
+    def __init__(self, matrix: Quantized, bits: int, bias: nn.Parameter | None = None):
+        super().__init__()
+        self.hold(matrix, bits)
+        self.out_features, self.in_features = self.shape
+        self.register_parameter("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weights().to(x.dtype), self.bias)
+
+    def dense(self, dtype: torch.dtype) -> nn.Linear:
+        """A plain linear layer with the weights that this one stands for: larger, faster, and equal."""
+        return plain_linear(self.weights().to(dtype), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}, group={self.group}"
+
+
+def plain_linear(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
+    """A linear layer with these weights `[rows, columns]`, which are not copied."""
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight, linear.bias = nn.Parameter(weight, requires_grad=False), bias
+    return linear
 
 
 class Outlying(NamedTuple):
@@ -143,9 +158,9 @@ class SparseLinear(PackedLinear):
         return f"{super().extra_repr()}, outliers={len(self.values)}"
 
 
-def packed(model: nn.Module) -> dict[str, PackedLinear]:
+def packed(model: nn.Module) -> dict[str, Packed]:
     """The packed layers of a model by their path; empty if nothing in it is packed."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, Packed)}
 
 
 # Codes of 8, 4, 2 or 1 bits fill bytes evenly. Other widths are stored in such parts: the 3 bits of a code as 2 and 1.
@@ -166,22 +181,46 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(stored: Tensor, bits: int, count: int) -> Tensor:
     """The first `count` codes that `pack` stored, uint8 `[count]`."""
-    codes, start, shift = None, 0, 0
-    for part in _parts(bits):
-        length = -(-count * part // 8)
-        field = stored[start : start + length]
-        if part < 8:
-            places = torch.arange(0, 8, part, dtype=torch.uint8, device=stored.device)
-            field = ((field[:, None] >> places) & (2**part - 1)).flatten()
-        field = field[:count] << shift
-        codes = field if codes is None else codes | field
-        start, shift = start + length, shift + part
+    codes = None
+    for field, part, shift in _fields(stored, bits, count):
+        found = _spread(field, part)[:count] << shift
+        codes = found if codes is None else codes | found
+    return codes
+
+
+def unpack_rows(stored: Tensor, bits: int, rows: int, columns: int, which: Tensor) -> Tensor:
+    """The rows `which` `[n]` of the codes `[rows, columns]` that `pack` stored, uint8 `[n, columns]`."""
+    codes = None
+    for field, part, shift in _fields(stored, bits, rows * columns):
+        if columns * part % 8 == 0:
+            found = _spread(field.view(rows, -1)[which], part)
+        else:  # a row may begin and end within a byte
+            at = part * (which[:, None] * columns + torch.arange(columns, device=which.device))
+            found = (field[at // 8] >> (at % 8).to(torch.uint8)) & (2**part - 1)
+        codes = found << shift if codes is None else codes | found << shift
     return codes
 
 
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes that `pack` needs for `count` codes."""
     return sum(-(-count * part // 8) for part in _parts(bits))
+
+
+def _fields(stored: Tensor, bits: int, count: int) -> Iterator[tuple[Tensor, int, int]]:
+    """The parts of `count` codes: the bytes of each, the bits of a code that it has, and the lower ones before it."""
+    start, shift = 0, 0
+    for part in _parts(bits):
+        length = -(-count * part // 8)
+        yield stored[start : start + length], part, shift
+        start, shift = start + length, shift + part
+
+
+def _spread(field: Tensor, part: int) -> Tensor:
+    """Numbers of `part` bits from bytes that are full of them, uint8 `[..., bytes] -> [..., bytes * 8 / part]`."""
+    if part == 8:
+        return field
+    places = torch.arange(0, 8, part, dtype=torch.uint8, device=field.device)
+    return ((field[..., None] >> places) & (2**part - 1)).flatten(-2)
 
 
 def _parts(bits: int) -> list[int]:

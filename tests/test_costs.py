@@ -1,0 +1,156 @@
+"""What widths are predicted to cost: against derivatives taken one word at a time, and against what they do cost."""
+
+import copy
+
+import layerwise as lw
+import numpy as np
+import pytest
+import torch
+from families import DECODERS, MIXTURES, logits, random_tokens, tiny, uneven
+from layerwise.costs.tables import Rounding, tables
+from layerwise.quantization import RTN
+
+TOKENS = random_tokens(3, 10)
+QUANTIZER = RTN(16)
+WIDTHS = (2, 4, None)
+BUILT_IN = {
+    "fisher": lw.costs.fisher,
+    "measured": lw.costs.measured,
+    "noise": lw.costs.noise,
+    "first order": lw.costs.first_order,
+    "output error": lw.costs.output_error,
+    "relative error": lw.costs.relative_error,
+    "by LIM": lw.costs.by_importance(lw.scores.lim),
+}
+
+
+def exact_fisher(model, tokens, widths):
+    """The same by its definition: squared gradients of every word's log-probability at every position, weighted with
+    the probability of the word, and with squared errors, which are averaged in a cell."""
+    each, rounding = tables(model), Rounding(QUANTIZER, widths)
+    weights = [table.module.weight for table in each]
+    model.requires_grad_(True)
+    sums = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
+    for window in tokens:
+        log_p = model(window[None]).logits[0].log_softmax(-1)
+        for position in log_p:
+            for word, probability in zip(position, position.detach().exp(), strict=True):
+                for total, gradient in zip(sums, torch.autograd.grad(word, weights, retain_graph=True), strict=True):
+                    total += probability * gradient.square()
+    model.requires_grad_(False)
+    found = []
+    for table, total in zip(each, sums, strict=True):
+        total = total if total.shape == table.weight.shape else total.T
+        squares = [rounding.error(table.weight, bits).double().square() for bits in widths]
+        found.append([(total * _averaged(each)).sum().item() for each in squares])
+    return np.array(found) / (2 * tokens.numel())
+
+
+def _averaged(squares, cell=64):
+    return torch.cat([part.mean(1, keepdim=True).expand_as(part) for part in squares.split(cell, dim=1)], dim=1)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_fisher_is_unbiased(family):
+    model = uneven(family, vocab_size=11, num_hidden_layers=1)
+    tokens = random_tokens(2, 5, vocabulary=11)
+    expected = exact_fisher(model, tokens, WIDTHS)
+    draws = np.concatenate([lw.costs.fisher_by_window(model, tokens, QUANTIZER, WIDTHS, seed) for seed in range(150)])
+    error = draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
+    assert (expected[:, :2] > 0).all() and (expected[:, 2] == 0).all()
+    apart = np.abs(draws.mean(axis=0) - expected)[:, :2] / error[:, :2]
+    assert np.mean(apart) < 1.2 and apart.max() < 4.5  # of standard errors
+    assert np.median(error[:, :2] / expected[:, :2]) < 0.1
+
+
+def test_fisher_and_what_is_measured_agree_where_little_is_rounded_off():
+    model = uneven()
+    tokens = random_tokens(24, 24)
+    widths = (6, 8)
+    predicted = lw.costs.fisher(model, tokens, QUANTIZER, widths)
+    found = lw.costs.measured(model, tokens, QUANTIZER, widths)
+    assert np.corrcoef(np.log(predicted[:, 0]), np.log(found[:, 0]))[0, 1] > 0.95
+    assert predicted.sum(axis=0) == pytest.approx(found.sum(axis=0), rel=0.35)
+
+
+def test_measured_is_what_a_compressed_model_loses():
+    model = tiny()
+    shape = lw.shape(model)
+    found = lw.costs.measured(model, TOKENS, QUANTIZER, WIDTHS)
+    assert found.shape == (len(shape.parts), 3) and (found[:, 2] == 0).all()
+    for j in (0, 6, 9, len(shape.parts) - 2, len(shape.parts) - 1):
+        bits = [None] * len(shape.parts)
+        bits[j] = 2
+        small = lw.compress(model, lw.plans.by_part(shape, bits), quantizer=QUANTIZER)
+        assert found[j, 0] == pytest.approx(lw.compare(small, model, TOKENS).kl, abs=1e-6)
+
+
+@pytest.mark.parametrize("cost", BUILT_IN.values(), ids=BUILT_IN)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_every_cost_has_a_number_for_every_part_and_leaves_the_model_as_it_is(family, cost):
+    model = tiny(family)
+    before, asked = logits(model), [parameter.requires_grad for parameter in model.parameters()]
+    costs = cost(model, TOKENS, QUANTIZER, WIDTHS)
+    assert costs.shape == (len(lw.shape(model).parts), 3) and np.isfinite(costs).all()
+    assert (costs[:, 2] == 0).all() and (costs[:, 0] > costs[:, 1]).mean() > 0.9 and (costs[:, 1] >= 0).all()
+    assert logits(model).equal(before)
+    assert [parameter.requires_grad for parameter in model.parameters()] == asked
+
+
+def test_a_signed_gradient_says_what_more_bits_win():
+    model = uneven()
+    costs = lw.costs.signed_gradient(model, TOKENS, QUANTIZER, (2, 8))
+    assert (costs[:, 0] == 0).all() and costs[:, 1].sum() < 0
+
+
+@pytest.mark.parametrize("family", sorted(set(DECODERS) - set(MIXTURES)))
+def test_every_family_has_a_fisher_cost(family):
+    model = tiny(family)
+    costs = lw.costs.fisher(model, TOKENS, QUANTIZER, (2, None))
+    assert costs.shape == (len(lw.shape(model).parts), 2) and (costs[:, 0] > 0).mean() > 0.9
+
+
+def test_gradients_may_be_taken_of_the_rounded_model():
+    model = uneven()
+    shape, before = lw.shape(model), logits(model)
+    plan = lw.plans.by_part(shape, [2] * len(shape.parts))
+    at_plan = lw.costs.fisher(model, TOKENS, QUANTIZER, WIDTHS, at=plan)
+    assert logits(model).equal(before)
+    rounded = copy.deepcopy(model)
+    for table, own in zip(tables(rounded), tables(model), strict=True):
+        table.weight.data.copy_(Rounding(QUANTIZER, WIDTHS).at(own.weight, 2))
+    # The same gradients, times errors that are those of the dense model.
+    of_rounded = lw.costs.fisher(rounded, TOKENS, Unrounded(), (1,))
+    of_dense = lw.costs.fisher(model, TOKENS, Unrounded(), (1,))
+    dense = lw.costs.fisher(model, TOKENS, QUANTIZER, WIDTHS)
+    assert not np.allclose(of_rounded, of_dense, rtol=0.01)
+    assert not np.allclose(at_plan[:, 0], dense[:, 0], rtol=0.01)
+
+
+class Unrounded(RTN):
+    """Errors of one everywhere."""
+
+    widths = (1,)
+
+    def matrix(self, weight, bits):
+        zeros = torch.zeros_like(weight)
+        return type(super().matrix(weight, 1))(zeros.to(torch.uint8), zeros[:, :1] + 1, 1 - weight, 1)
+
+
+def test_fit_keeps_to_the_bytes_and_tells_what_they_cost(tmp_path):
+    model = tiny(dtype=torch.bfloat16, hidden_size=64, vocab_size=512)
+    model.stored_dtype = torch.bfloat16
+    text = tmp_path / "text.txt"
+    rng = np.random.default_rng(0)
+    text.write_text(" ".join(f"w{i}" for i in rng.integers(0, 400, 30000)), encoding="utf-8")
+    model.config.max_position_embeddings = 64
+    tokenizer = lw.load("embedded/6L")[1]
+    budget = int(0.3 * lw.shape(model).total_bytes)
+    fitted = lw.fit(model, tokenizer, budget, QUANTIZER, corpus=str(text))
+    assert lw.size(fitted.model).bytes == fitted.report.bytes <= budget
+    assert fitted.report.bytes == fitted.plan.predicted_bytes(lw.shape(model), QUANTIZER.stored) >= 0.99 * budget
+    assert fitted.report.quality.kl > 0 and "nats per token" in repr(fitted.report)
+    whole = lw.fit(model, tokenizer, "1 GB", corpus=str(text))
+    assert whole.model is model and "fits as it is" in repr(whole.report)
+    with pytest.raises(ValueError, match="no plan takes 1 kB"):
+        lw.fit(model, tokenizer, "1 kB", QUANTIZER, corpus=str(text))
