@@ -159,21 +159,21 @@ class Study:
 
     def quality(
         self, table: str, cases: Iterable[Case], quick: Callable[[Mapping], bool] = lambda labels: True,
-        split: str = "test",
+        split: str = "test", windows: str = "loss",
     ) -> pd.DataFrame:  # fmt: skip
-        """Every case against the dense model on the test text: its labels, sizes, loss, KL, and w0, w1, ... by window.
+        """Every case against the dense model on the test text: its labels, sizes, loss, KL; w0, w1, ... of `windows`.
 
         On another `split`, such as the calibration text, it is what choices may rest on, in as many windows. `loss` is
         the compressed model's minus the dense model's, in nats per token, with 95 % intervals over windows. What isn't
         known is run if `quick(labels)` or in the full profile. Cases that fail are told in a warning and are missing
         from the table; what was finished is kept.
         """
-        asked = []
+        asked, how = [], {"windows": windows} if windows != "loss" else {}
         for case in cases:
             text = self.text(case.model, split, self.test_windows)
-            measure = {"measure": "quality", "test": self._hashed(text)}
+            measure = {"measure": "quality", "test": self._hashed(text)} | how
             asked.append((replace(case, text=text), key(self._what(case) | measure)))
-        return self._table(table, asked, quick, "quality")
+        return self._table(table, asked, quick, "quality", **how)
 
     def answers(
         self, table: str, cases: Iterable[Case], tasks: Iterable[str], items: int | None = None, data=None,
