@@ -8,7 +8,7 @@ STAMP := .venv/.layerwise-installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env book test test-latest test-extend test-colab lab bench lint types clean
+.PHONY: help env book sync test test-latest test-extend test-colab lab bench lint types clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ env: $(STAMP) ## make .venv from constraints.txt
 book: $(STAMP) ## execute what changed, build the book, check its pages
 	@$(BIN)/python -m layerwise.book sync
 	@$(BIN)/python -m layerwise.book build
+
+sync: $(STAMP) ## write notebooks, README's answers and addresses from their sources; nothing is run
+	@$(BIN)/python -m layerwise.book sync
 
 # Two workers with one thread each are faster than one worker with two.
 test: $(STAMP) ## run the tests

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from layerwise import results
-from layerwise.book import build, check, execute, machine, offer, paths, sync
+from layerwise.book import RECORD, build, check, execute, machine, offer, paths, sync
 from layerwise.book.__main__ import main
 
 HEADER = """---
@@ -113,6 +113,15 @@ def test_a_failing_cell_is_named_and_its_copy_kept(book, monkeypatch, capsys):
     assert not (book / "_build" / "executed" / "toy.ipynb").exists()
 
 
+def test_results_that_a_chapter_does_not_ask_for_are_listed(book, monkeypatch, capsys):
+    study = "import pandas as pd\nclass study:\n    def unasked(): return pd.DataFrame({'table': ['orders']})"
+    (book / "notebooks" / "toy.md").write_text(f"{TOY}\n```{{code-cell}} ipython3\n\n{study}\n```\n")
+    monkeypatch.chdir(book)
+    assert main(["unasked", "toy"]) == 0
+    assert capsys.readouterr().out.split() == ["toy", "table", "orders"]
+    assert not list((book / "_build").rglob("*.ipynb"))
+
+
 def test_an_unknown_notebook_is_an_error_that_lists_the_known_ones(book):
     with pytest.raises(FileNotFoundError, match="'toys'.*there are: toy"):
         execute.execute(book, "toys")
@@ -162,7 +171,7 @@ def test_the_stage_holds_pages_and_named_figures_and_nothing_older(book):
         metadata={"mystnb": {"figure": {"name": "fig-one"}}},
         outputs=[nbformat.v4.new_output("display_data", {"image/png": "aGVsbG8="})],
     )
-    glued = nbformat.v4.new_output("display_data", {build.RECORD + "image/png": "aGVsbG8="})
+    glued = nbformat.v4.new_output("display_data", {RECORD + "image/png": "aGVsbG8="})
     glued.metadata["scrapbook"] = {"name": "fig-key"}
     cell_of_glued = nbformat.v4.new_code_cell(outputs=[glued])
     executed = book / "executed.ipynb"
@@ -247,9 +256,9 @@ glue_figure("fig-key", axes)
 """
     (book / "notebooks" / "toy.md").write_text(TOY + plot)
     recorded, shown = outputs(execute.execute(book, "toy").path)[-2:]
-    assert recorded.metadata["scrapbook"] == {"name": "fig-key", "mime_prefix": build.RECORD}
+    assert recorded.metadata["scrapbook"] == {"name": "fig-key", "mime_prefix": RECORD}
     kinds = {"image/svg+xml", "image/png"}
-    assert {build.RECORD + kind for kind in kinds} <= set(recorded.data) and kinds <= set(shown.data)
+    assert {RECORD + kind for kind in kinds} <= set(recorded.data) and kinds <= set(shown.data)
 
 
 @pytest.fixture

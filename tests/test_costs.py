@@ -1,19 +1,18 @@
 """What widths are predicted to cost: against derivatives taken one word at a time, and against what they do cost."""
 
-import copy
-
 import layerwise as lw
 import numpy as np
 import pytest
 import torch
 from families import DECODERS, MIXTURES, logits, random_tokens, tiny, uneven
-from layerwise.costs.tables import Rounding, tables
+from layerwise.costs.tables import Rounding, weight_tables
 from layerwise.quantization import RTN
 
 TOKENS = random_tokens(3, 10)
 QUANTIZER = RTN(16)
 WIDTHS = (2, 4, None)
 BUILT_IN = {
+    "predicted": lw.costs.predicted,
     "fisher": lw.costs.fisher,
     "measured": lw.costs.measured,
     "noise": lw.costs.noise,
@@ -27,7 +26,7 @@ BUILT_IN = {
 def exact_fisher(model, tokens, widths):
     """The same by its definition: squared gradients of every word's log-probability at every position, weighted with
     the probability of the word, and with squared errors, which are averaged in a cell."""
-    each, rounding = tables(model), Rounding(QUANTIZER, widths)
+    each, rounding = weight_tables(model), Rounding(QUANTIZER, widths)
     weights = [table.module.weight for table in each]
     model.requires_grad_(True)
     sums = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
@@ -110,31 +109,14 @@ def test_every_family_has_a_fisher_cost(family):
     assert costs.shape == (len(lw.shape(model).parts), 2) and (costs[:, 0] > 0).mean() > 0.9
 
 
-def test_gradients_may_be_taken_of_the_rounded_model():
+def test_predicted_is_fisher_but_for_what_is_measured_at_few_bits():
     model = uneven()
-    shape, before = lw.shape(model), logits(model)
-    plan = lw.plans.by_part(shape, [2] * len(shape.parts))
-    at_plan = lw.costs.fisher(model, TOKENS, QUANTIZER, WIDTHS, at=plan)
-    assert logits(model).equal(before)
-    rounded = copy.deepcopy(model)
-    for table, own in zip(tables(rounded), tables(model), strict=True):
-        table.weight.data.copy_(Rounding(QUANTIZER, WIDTHS).at(own.weight, 2))
-    # The same gradients, times errors that are those of the dense model.
-    of_rounded = lw.costs.fisher(rounded, TOKENS, Unrounded(), (1,))
-    of_dense = lw.costs.fisher(model, TOKENS, Unrounded(), (1,))
-    dense = lw.costs.fisher(model, TOKENS, QUANTIZER, WIDTHS)
-    assert not np.allclose(of_rounded, of_dense, rtol=0.01)
-    assert not np.allclose(at_plan[:, 0], dense[:, 0], rtol=0.01)
-
-
-class Unrounded(RTN):
-    """Errors of one everywhere."""
-
-    widths = (1,)
-
-    def matrix(self, weight, bits):
-        zeros = torch.zeros_like(weight)
-        return type(super().matrix(weight, 1))(zeros.to(torch.uint8), zeros[:, :1] + 1, 1 - weight, 1)
+    widths = (2, 4, 8, None)
+    found, of_fisher, of_measured = (
+        cost(model, TOKENS, QUANTIZER, widths) for cost in (lw.costs.predicted, lw.costs.fisher, lw.costs.measured)
+    )
+    assert (found[:-2] == of_fisher[:-2]).all() and (found[:, 2:] == of_fisher[:, 2:]).all()
+    assert found[-2:, :2] == pytest.approx(of_measured[-2:, :2]) and (found[-2:, :2] != of_fisher[-2:, :2]).all()
 
 
 def test_fit_keeps_to_the_bytes_and_tells_what_they_cost(tmp_path):

@@ -412,11 +412,11 @@ def test_verdicts_are_cells_with_their_effects():
     (ax,) = figures.verdicts(VERDICTS)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["6L", "12L", "24L"]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["S1", "Q1"]
-    assert sorted(text.get_text() for text in ax.texts) == ["+0.5 ρ", "+28 points", "−3.1 %"]
+    assert sorted(text.get_text() for text in ax.texts) == ["? ", "✓ +28 points", "✓ −3.1 %", "✗ +0.50 ρ"]
     colours = {patch.get_xy(): patch.get_facecolor() for patch in ax.patches}
     assert len(colours) == 4 and colours[0.03, 0.06] == colours[2.03, 1.06] != colours[1.03, 0.06]
     legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
-    assert legend == ["holds", "doesn't hold", "can't tell"]
+    assert legend == ["✓ holds", "✗ doesn't hold", "? can't tell"]
     (ax,) = figures.verdicts(VERDICTS, ["24L"])  # which stands first then
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["24L", "6L", "12L"]
 
@@ -427,12 +427,41 @@ def test_a_verdict_on_all_models_together_spans_the_columns():
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["6L", "12L", "24L"]
     wide = {patch.get_y(): patch.get_width() for patch in ax.patches}
     assert wide[2.06] == pytest.approx(2.94) and wide[0.06] == pytest.approx(0.94)
-    assert {text.get_text(): text.get_position() for text in ax.texts}["+7 points"] == (1.5, 2.5)
+    assert {text.get_text(): text.get_position() for text in ax.texts}["✓ +7.0 points"] == (1.5, 2.5)
 
 
 def test_a_claim_has_one_verdict_on_a_model():
     with pytest.raises(ValueError, match="S1 has more than one verdict for 6L"):
         figures.verdicts(pd.concat([VERDICTS, VERDICTS[:1]]))
+
+
+def test_an_effect_in_brief_has_two_digits_as_far_as_its_unit_has_them():
+    wanted = {
+        ("%", -4.144): "−4.1 %", ("%", 14.94): "+15 %", ("%", 0.089): "+0.09 %", ("%", 100.0): "+100 %",
+        ("nats", 3.559): "+3.6 nats", ("nats", 0.0229): "+0.023 nats", ("nats", -0.0017): "−0.002 nats",
+        ("rank correlation", 0.5): "+0.50 ρ",
+    }  # fmt: skip
+    assert {place: figures.brief(place[1], place[0]) for place in wanted} == wanted
+
+
+def test_a_forest_is_of_intervals_with_their_verdict_in_words():
+    rows = pd.DataFrame(
+        {
+            "kind": ["width", "width", "bytes"],
+            "model": ["6L", "12L", "6L"],
+            "verdict": ["holds", "can't tell", "doesn't hold"],
+            "value": [-2.8, 0.5, 8.7],
+            "low": [-3.2, -1.0, 7.0],
+            "high": [-2.3, 2.0, 10.4],
+        }
+    )
+    width, of_bytes = figures.forest(rows)
+    assert (width.get_title(loc="left"), of_bytes.get_title(loc="left")) == ("width", "bytes")
+    assert [tick.get_text() for tick in width.get_yticklabels()] == ["6L", "12L"]
+    drawn = {tuple(line.get_xdata()): set(line.get_ydata()) for line in width.get_lines()}
+    assert drawn == {(0, 0): {0, 1}, (-3.2, -2.3): {0}, (-2.8,): {0}, (-1.0, 2.0): {1}, (0.5,): {1}}
+    said = {text.get_text(): text.xy[1] for ax in (width, of_bytes) for text in ax.texts}
+    assert said == {"✓ holds, −2.8 %": 0, "? can't tell, +0.50 %": 1, "✗ doesn't hold, +8.7 %": 0}
 
 
 def test_what_fits_is_coloured_by_the_smallest_card_that_has_room():

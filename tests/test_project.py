@@ -18,7 +18,7 @@ import pytest
 import setuptools
 import torch
 import yaml
-from layerwise.book import execute, paths, sync
+from layerwise.book import execute, paths, plain, shown, sync
 from layerwise.experiments.ledger import is_clean
 from layerwise.models.wheels import WHEELS
 from layerwise.world import TASKS
@@ -43,12 +43,13 @@ def pins():
 
 
 def code_cells(name):
-    notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
-    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    """Those of the text; the committed notebook has the same and its key figure."""
+    cells = sync.read_notebook(paths.notebook_source(ROOT, name)).cells
+    return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
 def source(cell):
-    return "".join(cell["source"])
+    return cell["source"]
 
 
 # What PyPI's torch for Linux and the CUDA packages that it brings along require, from pip's dry run. A machine with
@@ -145,8 +146,32 @@ def test_notebooks_are_what_their_text_gives():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_is_committed_without_outputs(name):
-    assert not any(cell["outputs"] or cell["execution_count"] for cell in code_cells(name))
+def test_a_committed_notebook_reads_before_it_runs(name):
+    """As Colab and GitHub show it: words in place of roles, links that lead somewhere, one picture, no other output."""
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    cells = json.loads(path.read_text())["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert not re.findall(r"\{[\w:-]+\}`|```\{|^:::|^% ", text, re.MULTILINE)
+    assert plain.NOT_YET not in text, "run make book, which keeps what the notebook shows"
+    assert not re.findall(r"\]\((?!https://)[^)]*\)", text)
+    run = [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")]
+    (figure,) = [output for cell in run for output in cell["outputs"]]
+    assert set(figure["data"]) == {"image/png"} and path.stat().st_size < 150e3
+
+
+def test_what_notebooks_show_is_kept_for_those_there_are():
+    texts = [paths.notebook_source(ROOT, name).read_text() for name in NAMES]
+    figures = [figure for text in texts for figure, _ in shown.KEY_FIGURE.findall(text)]
+    kept = {path.name for path in (ROOT / "notebooks" / "shown").iterdir()}
+    figures += shown.IN_README.findall((ROOT / "README.md").read_text())
+    assert kept == {f"{name}.json" for name in NAMES} | {f"{figure}.png" for figure in figures}
+
+
+def test_readme_answers_as_the_landing_page_does():
+    readme = (ROOT / "README.md").read_text()
+    answers = sync.TAKEN_OVER.search(readme)[2]
+    assert sync.with_answers(ROOT, readme) == readme, "run make sync"
+    assert len(re.findall(r"holds|doesn't hold|inconclusive|can't tell", answers)) >= 2 and plain.NOT_YET not in answers
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -206,6 +231,15 @@ def test_every_figure_has_a_caption_and_a_description(name):
             assert settings["figure"].get("caption") and settings.get("image", {}).get("alt"), source(cell)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fold_says_what_it_hides(name):
+    for cell in code_cells(name):
+        if {"hide-input", "hide-output", "hide-cell"} & set(cell["metadata"].get("tags", [])):
+            prompts = cell["metadata"].get("mystnb", {})
+            assert re.match("Show .", prompts.get("code_prompt_show", "")), source(cell)
+            assert re.match("Hide .", prompts.get("code_prompt_hide", "")), source(cell)
+
+
 def test_every_page_of_the_contents_has_a_source():
     for page in paths.toc_pages(ROOT):
         assert (ROOT / f"{page}.md").is_file(), page
@@ -227,7 +261,7 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(params=["README.md", "book/extend.md"])
-def shown(request, tiny, tmp_path, monkeypatch):
+def run_page(request, tiny, tmp_path, monkeypatch):
     """Names that the code of a page leaves behind, run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     code = "".join(re.findall(r"```python\n(.*?)```", (ROOT / request.param).read_text(), re.DOTALL))
@@ -236,23 +270,23 @@ def shown(request, tiny, tmp_path, monkeypatch):
     return runpy.run_path(str(page))
 
 
-def test_the_sliced_model_that_a_page_shows_is_saved(shown):
+def test_the_sliced_model_that_a_page_shows_is_saved(run_page):
     saved, tokenizer = lw.load("sliced")
     tokens = lw.tokens(tokenizer, "world", n=2, length=16).to(saved.device)
-    assert saved.plan == shown["plan"] and saved.plan.mean_slice > 0.1
-    assert torch.equal(saved(tokens).logits, shown["small"](tokens).logits)
+    assert saved.plan == run_page["plan"] and saved.plan.mean_slice > 0.1
+    assert torch.equal(saved(tokens).logits, run_page["small"](tokens).logits)
 
 
-@pytest.mark.parametrize("shown", ["book/extend.md"], indirect=True)
-def test_the_score_the_rule_and_the_text_that_the_book_shows_are_what_it_says(shown):
-    importance, shape = shown["weight_norm"](shown["model"]), lw.shape(shown["model"])
+@pytest.mark.parametrize("run_page", ["book/extend.md"], indirect=True)
+def test_the_score_the_rule_and_the_text_that_the_book_shows_are_what_it_says(run_page):
+    importance, shape = run_page["weight_norm"](run_page["model"]), lw.shape(run_page["model"])
     assert importance.shape == (4,) and (importance > 0).all()
     for mean, count in [(0.2, 3), (0.3, 4), (0.5, 3)]:
-        plan = shown["cut_few"](shape, importance, mean, count)
+        plan = run_page["cut_few"](shape, importance, mean, count)
         assert plan.mean_slice == lw.plans.constant_slices(shape, mean).mean_slice
         assert sum(layer.width < 8 for layer in plan.layers) == count
-    assert shown["text"].shape[1] > shown["prompt"]["input_ids"].shape[1]
-    assert shown["rows"].groupby("order", sort=False).size().to_dict() == {"LIM": 5, "ZD": 5, "weight norm": 5}
+    assert run_page["text"].shape[1] > run_page["prompt"]["input_ids"].shape[1]
+    assert run_page["rows"].groupby("order", sort=False).size().to_dict() == {"LIM": 5, "ZD": 5, "weight norm": 5}
 
 
 def test_the_command_for_lm_eval_that_the_readme_shows_works(tiny):
@@ -292,7 +326,7 @@ def test_rooms_import_only_from_rooms_above_them():
         {path.stem for path in package.iterdir() if path.name[0] not in "._" and path.name != "py.typed"}
     )
     found = set()
-    for path in set(package.rglob("*.py")) - {package / "__init__.py"}:  # which names them all
+    for path in set(package.rglob("*.py")) - {package / "__init__.py", package / "__main__.py"}:  # of all rooms
         inside = path.relative_to(package).with_suffix("").parts
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):

@@ -288,6 +288,30 @@ def test_a_label_that_reads_as_a_number_replaces_its_row(study, tmp_path):
     assert len(pd.read_csv(tmp_path / "results" / "bits" / "scores.csv")) == 6
 
 
+def test_committed_results_that_nothing_asks_for_are_told(study):
+    full = study(full=True)
+    full.quality("orders", bits(full, np.arange(6)) + bits(full, np.arange(6), order="old"))
+    full.score("6L", lw.scores.lim, 2)
+    full.values("dropped", {"ZD": lw.scores.zd}, n=2)
+    assert full.unasked().empty
+    shown = study()
+    assert set(shown.unasked()["table"]) == {"orders", "scores", "dropped"}
+    shown.quality("orders", bits(shown, np.arange(6)), quick=lambda labels: False)
+    shown.score("6L", lw.scores.lim, 2)
+    left = shown.unasked()
+    assert left["table"].value_counts().to_dict() == {"orders": 3, "dropped": 1}
+    assert set(left["order"].dropna()) == {"old"} and set(left["model"]) == {"6L"}
+
+
+def test_of_results_that_are_asked_for_under_one_name_the_last_counts(study):
+    """As when a cell that adds cases to a list is run again, edited or not."""
+    one = study()
+    cases, edited = bits(one, np.arange(6)), bits(one, -np.arange(6))
+    rows = one.quality("orders", [*cases, *cases, *edited])
+    pd.testing.assert_frame_equal(rows, one.quality("orders", edited))
+    assert len(rows) == 3
+
+
 def test_amounts_differ_from_model_to_model_and_hide_nothing_that_stands_beside(study, tmp_path):
     full = study(full=True)
     full.values("scores", {"LIM": lw.scores.lim}, n=4, amount="5 of 6 blocks")

@@ -1,34 +1,17 @@
 """Stage the book under `_build/stage` and build its pages with Jupyter Book."""
 
-import base64
-import json
 import subprocess
 import sys
 from pathlib import Path
 
-from . import RECORD
 from .execute import execute
 from .paths import chapters
+from .shown import keep, named_figures
+from .sync import sync
 
 
 class BuildError(Exception):
     """The pages could not be built as they should be."""
-
-
-def named_figures(executed: Path) -> dict[str, bytes]:
-    """The PNG of every figure with a name of an executed notebook: `mystnb: figure: name` of its cell, or as glued.
-
-    Prose pages show them as `../figures/NAME.png`: a live figure on a page that isn't a notebook, with its own caption.
-    """
-    figures = {}
-    for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"]:
-        of_cell = cell["metadata"].get("mystnb", {}).get("figure", {}).get("name")
-        for output in cell.get("outputs", []):
-            glued = output.get("metadata", {}).get("scrapbook", {}).get("name")
-            name, kind = (glued, RECORD + "image/png") if glued else (of_cell, "image/png")
-            if name and kind in output.get("data", {}):
-                figures[name] = base64.b64decode("".join(output["data"][kind]))
-    return figures
 
 
 def stage(root: Path, executed: dict[str, Path]) -> Path:
@@ -56,7 +39,7 @@ def stage(root: Path, executed: dict[str, Path]) -> Path:
 
 
 def build(root: Path) -> Path:
-    """Execute the chapters that changed, build all pages, and return the path of the first one.
+    """Execute the chapters that changed, have notebooks show it, build all pages, and return the path of the first one.
 
     Raises NotebookError for a chapter that fails and BuildError where Jupyter Book warns of anything.
     """
@@ -68,6 +51,9 @@ def build(root: Path) -> Path:
         print(
             "  executed in" if result.ran else "  up to date, executed before in", f"{result.seconds:.0f} s", flush=True
         )
+        keep(root, name, result.path)
+    for path in sync(root):
+        print(f"wrote {path}, which shows results", flush=True)
     folder = stage(root, executed)
     # --all, because a page that is skipped as unchanged would take its warnings along.
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(folder)]

@@ -1,4 +1,4 @@
-"""Where the parts of the book are, all relative to the repository's root."""
+"""Where the parts of the book are, all relative to the repository's root, and how they are written."""
 
 from pathlib import Path
 
@@ -49,3 +49,12 @@ def notebook_source(root: Path, name: str) -> Path:
         known = ", ".join(notebook_names(root)) or "none"
         raise FileNotFoundError(f"there is no notebook {name!r} (notebooks/{name}.md); there are: {known}")
     return path
+
+
+def write_if_changed(path: Path, content: str | bytes) -> bool:
+    """Write `content` to `path` unless it already holds it (equal files keep their time stamp); True if written."""
+    content = content.encode() if isinstance(content, str) else content
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    path.write_bytes(content)
+    return True

@@ -1,4 +1,8 @@
-"""What is derived from a source and committed beside it: notebooks from their text, the address from `_config.yml`."""
+"""What is derived from a source and committed beside it.
+
+Notebooks come from their text and what the last build kept (`shown`), README's answers from the landing page, the
+address of the repository from `_config.yml`. Nothing is run.
+"""
 
 import hashlib
 import re
@@ -8,7 +12,9 @@ import jupytext
 import nbformat
 import yaml
 
-from .paths import notebook_names, notebook_source
+from .paths import chapters, notebook_names, notebook_source, write_if_changed
+from .plain import Plain, references
+from .shown import kept_figure, kept_values
 
 OWNER_AND_NAME = r"[\w.-]+/[\w-]+"
 # The shapes in which the repository's own address is written; other repositories are only ever plain links.
@@ -23,6 +29,9 @@ OWN_ADDRESS = [
         r"Repository = \"https://github\.com/(%s)",
     )
 ]
+# What README takes over from the landing page, where MyST's comments mark it; README has comments of its own around it.
+ANSWERS = re.compile(r"^% answers\n(.*?)^% end of answers$", re.MULTILINE | re.DOTALL)
+TAKEN_OVER = re.compile(r"(<!-- answers[^>]*-->\n)(.*?)(<!-- end of answers -->)", re.DOTALL)
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
@@ -46,26 +55,45 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def notebook_text(path: Path) -> str:
-    """The exact text of the `.ipynb` that belongs beside the MyST source `path`."""
-    return nbformat.writes(read_notebook(path)) + "\n"
+def plain_words(root: Path, values: dict) -> Plain:
+    """What turns text of this book into Markdown that reads without it; `values` by the name that the text has."""
+    owner, name = repository(root).split("/")
+    site = f"https://{owner}.github.io/{name}"
+    cited = references(root / "book" / "references.bib")
+    return Plain(values, cited, site, lambda figure: kept_figure(root, figure))
 
 
-def write_if_changed(path: Path, text: str) -> bool:
-    """Write `text` to `path` unless it already holds it (equal files keep their time stamp); True if written."""
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return False
-    path.write_text(text, encoding="utf-8")
-    return True
+def notebook_text(root: Path, name: str) -> str:
+    """The exact text of the `.ipynb` that belongs beside `notebooks/NAME.md`; raises ValueError as `Plain` does."""
+    notebook = read_notebook(notebook_source(root, name))
+    try:
+        return nbformat.writes(plain_words(root, kept_values(root, name)).notebook(notebook)) + "\n"
+    except ValueError as error:
+        raise ValueError(f"notebooks/{name}.md: {error}") from error
+
+
+def with_answers(root: Path, readme: str) -> str:
+    """README's text with the answers of the landing page between its marks; as it is where either has no marks."""
+    page = root / "book" / "index.md"
+    answers = ANSWERS.search(page.read_text(encoding="utf-8")) if page.is_file() else None
+    if answers is None:
+        return readme
+    values = {
+        f"../notebooks/{name}.ipynb::{key}": value
+        for name in chapters(root)
+        for key, value in kept_values(root, name).items()
+    }
+    text = plain_words(root, values).text(answers[1].strip())
+    return TAKEN_OVER.sub(lambda match: f"{match[1]}{text}\n{match[3]}", readme)
 
 
 def stale_pairs(root: Path) -> list[str]:
-    """Names of the notebooks whose `.ipynb` is missing or is not what their text gives, and of pairs without text."""
+    """Names of the notebooks whose `.ipynb` is missing or is not what sources give, and of pairs without text."""
     names = notebook_names(root)
     stale = []
     for name in names:
         twin = root / "notebooks" / f"{name}.ipynb"
-        if not twin.is_file() or twin.read_text(encoding="utf-8") != notebook_text(notebook_source(root, name)):
+        if not twin.is_file() or twin.read_text(encoding="utf-8") != notebook_text(root, name):
             stale.append(name)
     return stale + [path.stem for path in (root / "notebooks").glob("*.ipynb") if path.stem not in names]
 
@@ -104,17 +132,18 @@ def sync(root: Path) -> list[str]:
     The address that the copies have now is the one in pyproject.toml, which is written last.
     """
     new = repository(root)
-    project = root / "pyproject.toml"
+    project, readme = root / "pyproject.toml", root / "README.md"
     old = OWN_ADDRESS[-1].search(project.read_text(encoding="utf-8"))
     if old is None:
         raise ValueError("pyproject.toml has no line 'Repository = \"https://github.com/OWNER/NAME\"'")
     copies = re.compile(rf"(github\.com/|/github/|/gh/){re.escape(old[1])}(?![\w-])")
     written = []
     for path in sorted(address_files(root), key=lambda path: path == project):
-        if write_if_changed(path, copies.sub(rf"\g<1>{new}", path.read_text(encoding="utf-8"))):
+        text = copies.sub(rf"\g<1>{new}", path.read_text(encoding="utf-8"))
+        if write_if_changed(path, with_answers(root, text) if path == readme else text):
             written.append(path)
     for name in notebook_names(root):
         twin = root / "notebooks" / f"{name}.ipynb"
-        if write_if_changed(twin, notebook_text(notebook_source(root, name))):
+        if write_if_changed(twin, notebook_text(root, name)):
             written.append(twin)
     return [str(path.relative_to(root)) for path in written]

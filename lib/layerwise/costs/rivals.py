@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from layerwise.backbone import devices, structure
 from layerwise.backbone.passes import Head, Passes
-from layerwise.costs.tables import Rounding, Table, replaced, rounded, tables
+from layerwise.costs.tables import Rounding, Table, at_bits, replaced, weight_tables
 from layerwise.evaluation import predictions
 from layerwise.evaluation.comparison import check_windows
 
@@ -37,7 +37,7 @@ def relative_error(model: nn.Module, tokens: Tensor | None, quantizer: Quantizer
 
     What can be said without a pass over text, which isn't read.
     """
-    each = tables(model)
+    each = weight_tables(model)
     weights = np.array([table.weight.numel() for table in each])
     return _relative(each, Rounding(quantizer, widths)) * (weights / weights.sum())[:, None]
 
@@ -52,7 +52,7 @@ def by_importance(score: Callable) -> Callable:
     def cost(model: nn.Module, tokens: Tensor | None, quantizer: Quantizer, widths: Widths) -> np.ndarray:
         importance = rankdata(score(model, tokens))
         share = importance / len(importance)
-        factors = [share.mean() if table.block is None else share[table.block] for table in tables(model)]
+        factors = [share.mean() if table.block is None else share[table.block] for table in weight_tables(model)]
         return relative_error(model, tokens, quantizer, widths) * np.array(factors)[:, None]
 
     cost.__name__ = f"by_importance_{getattr(score, '__name__', 'score')}"
@@ -60,14 +60,14 @@ def by_importance(score: Callable) -> Callable:
 
 
 def noise(model: nn.Module, tokens: Tensor, quantizer: Quantizer, widths: Widths, seed: int = 0) -> np.ndarray:
-    """HIGGS' linearity theorem (arXiv 2411.17525): `a |W - W_b|^2 / |W|^2`, with the factor `a` of each matrix fitted to
-    what Gaussian noise in it costs, at several sizes.
+    """HIGGS' linearity theorem (arXiv 2411.17525): `a |W - W_b|^2 / |W|^2`, with the factor `a` of each matrix fitted
+    to what Gaussian noise in it costs, at several sizes.
 
     The paper fits the change of perplexity; here it is KL(dense || with noise), in nats, which is never below zero and
     whose own noise is far less. It takes a pass for each part and size, from the block of the part on.
     """
     check_windows(model, tokens)
-    each, blocks, head = tables(model), list(structure.blocks(model)), Head(model)
+    each, blocks, head = weight_tables(model), list(structure.blocks(model)), Head(model)
     generator = torch.Generator(devices.entrance(model)).manual_seed(seed)
     squares, factors = np.square(SIZES), []
     with torch.inference_mode(), structure.evaluating(model):
@@ -90,9 +90,9 @@ def first_order(model: nn.Module, tokens: Tensor, quantizer: Quantizer, widths: 
     """AutoScheme's delta loss (intel/auto-round): the sum over weights of `|g (W - W_b)|`, where `g` is the gradient of
     the loss of the model that is rounded to `b` bits as a whole. A pass forward and back for each width."""
     check_windows(model, tokens)
-    each, rounding, columns = tables(model), Rounding(quantizer, widths), []
+    each, rounding, columns = weight_tables(model), Rounding(quantizer, widths), []
     for bits in widths:
-        with rounded(each, rounding, [bits] * len(each)) as own:
+        with at_bits(each, rounding, [bits] * len(each)) as own:
             gradients = _gradients(model, each, tokens, _loss) if own else []
             found = [
                 (gradient.float() * (weight.float() - table.weight.float())).abs().sum().item()
@@ -103,10 +103,10 @@ def first_order(model: nn.Module, tokens: Tensor, quantizer: Quantizer, widths: 
 
 
 def signed_gradient(model: nn.Module, tokens: Tensor, quantizer: Quantizer, widths: Widths) -> np.ndarray:
-    """mlx-lm's dynamic quantization: `<g, W_b - W_low>`, where `g` is the gradient of KL(dense || low) of the model with
-    all at the least width. Below zero, most often: what raising a matrix to `b` bits wins."""
+    """mlx-lm's dynamic quantization: `<g, W_b - W_low>`, where `g` is the gradient of KL(dense || low) of the model
+    with all at the least width. Below zero, most often: what raising a matrix to `b` bits wins."""
     check_windows(model, tokens)
-    each, rounding, head = tables(model), Rounding(quantizer, widths), Head(model)
+    each, rounding, head = weight_tables(model), Rounding(quantizer, widths), Head(model)
     with torch.inference_mode(), structure.evaluating(model):
         passed = (Passes(model, window[None]).run(0, list(structure.blocks(model))) for window in tokens)
         wanted = [head(read, read.last_hidden_state[0, :-1]).float().log_softmax(-1) for read in passed]
@@ -116,7 +116,7 @@ def signed_gradient(model: nn.Module, tokens: Tensor, quantizer: Quantizer, widt
         return F.kl_div(logits[:-1].log_softmax(-1), next(dense), reduction="batchmean", log_target=True)
 
     low = min(bits for bits in widths if bits is not None)
-    with rounded(each, rounding, [low] * len(each)) as own:
+    with at_bits(each, rounding, [low] * len(each)) as own:
         found = []
         for table, weight, gradient in zip(each, own, _gradients(model, each, tokens, divergence), strict=True):
             lowest = table.weight.detach().float()
@@ -128,7 +128,7 @@ def output_error(model: nn.Module, tokens: Tensor, quantizer: Quantizer, widths:
     """NVIDIA ModelOpt's AutoQuantize: the sum over what a matrix puts out of `(dL/dy x dy)^2`, where `dy` is what
     rounding changes in it. One pass forward and back, and a product with the errors of each width."""
     check_windows(model, tokens)
-    each, rounding = tables(model), Rounding(quantizer, widths)
+    each, rounding = weight_tables(model), Rounding(quantizer, widths)
     errors = [torch.stack([rounding.error(table.weight, bits) for bits in widths]).to(model.dtype) for table in each]
     found, handles = np.zeros((len(each), len(widths))), []
 

@@ -1,4 +1,4 @@
-"""The tables of weights that costs are about, in the order of `lw.shape(model).parts`, and what rounding leaves of them."""
+"""The tables of weights that costs are about, in the order of `lw.shape(model).parts`, and what rounding leaves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Table(NamedTuple):
     weight: Tensor
 
 
-def tables(model: nn.Module) -> list[Table]:
+def weight_tables(model: nn.Module) -> list[Table]:
     """The parts of a model, in the order of `lw.shape(model).parts`.
 
     Raises ValueError for a model that was sliced, spread over devices, or whose weights have few bits already.
@@ -57,8 +57,9 @@ class Rounding:
         found = by_name(quantizer)
         self.matrix = getattr(found, "matrix", None) or RTN(getattr(found, "group", RTN().group)).matrix
         self.widths = list(widths)
-        if strange := [each for each in self.widths if each is not None and each not in getattr(found, "widths", [each])]:
-            raise ValueError(f"{found.name} has no {strange[0]} bits; it has {', '.join(map(str, found.widths))}")
+        has = getattr(found, "widths", self.widths)
+        if strange := [bits for bits in self.widths if bits is not None and bits not in has]:
+            raise ValueError(f"{found.name} has no {strange[0]} bits; it has {', '.join(map(str, has))}")
 
     def at(self, weight: Tensor, bits: int | None) -> Tensor:
         """The weights `[rows, columns]` that the matrix at so many bits stands for, float32."""
@@ -70,7 +71,7 @@ class Rounding:
 
 
 @contextmanager
-def rounded(each: Sequence[Table], rounding: Rounding, bits: Sequence[int | None]) -> Iterator[list[Tensor]]:
+def at_bits(each: Sequence[Table], rounding: Rounding, bits: Sequence[int | None]) -> Iterator[list[Tensor]]:
     """Tables at their bits for a while, None as they are; gives the model's own weights, which come back afterwards, to
     the last bit."""
     chosen = [(table, width) for table, width in zip(each, bits, strict=True) if width is not None]

@@ -12,20 +12,23 @@ from layerwise.figures.models import accuracies, by_depth, loss_curves
 from layerwise.figures.orders import orders, shares
 from layerwise.figures.plans import curves, grid, over_bytes, plan_bars, rivals
 from layerwise.figures.scores import against_damage, by_layer, correlations, given_position, residual_norms, settling
-from layerwise.figures.verdicts import verdicts
+from layerwise.figures.verdicts import SIGNS, brief, forest, verdicts
 
 __all__ = [
     "COLOURS",
     "GREY",
     "MARKERS",
+    "SIGNS",
     "WIDTH",
     "accuracies",
     "against_damage",
+    "brief",
     "by_depth",
     "by_layer",
     "correlations",
     "curves",
     "fits",
+    "forest",
     "given_position",
     "grid",
     "loss_curves",

@@ -1,4 +1,4 @@
-"""Verdicts side by side: which claim holds on which model."""
+"""Verdicts side by side: which claim holds on which model, and by how much."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,52 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from layerwise.figures.common import legend, panels
+from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS
+from layerwise.figures.common import GREY, legend, panels
 
-# Pale enough for black type; blue, orange and grey are told apart by colour-blind readers too.
-_FILLS = {"holds": "#b5d3ea", "doesn't hold": "#f6c9a0", "can't tell": "#e3e3e3"}
+# Pale enough for black type; blue, orange and grey are told apart by colour-blind readers too, and signs by all.
+_FILLS = {HOLDS: "#b5d3ea", DOES_NOT: "#f6c9a0", CANNOT_TELL: "#e3e3e3"}
+_LINES = {HOLDS: "#0072B2", DOES_NOT: "#B34700", CANNOT_TELL: GREY}
+_HALF = 4.2  # inches: two such figures stand side by side on a laptop
+SIGNS = {HOLDS: "✓", DOES_NOT: "✗", CANNOT_TELL: "?"}
+
+
+def brief(effect: float, unit: str) -> str:
+    """An effect at two digits, as far as its unit has them, for the least room: "−4.1 %", "+0.023 nats", "+15 %"."""
+    unit = "ρ" if unit == "rank correlation" else unit  # the sign for it, since the words have no room
+    most = 3 if unit == "nats" else 2
+    places = most if effect == 0 else int(np.clip(1 - np.floor(np.log10(abs(effect))), 0, most))
+    return f"{effect:+.{places}f} {unit}".replace("-", "−")
+
+
+def forest(rows: pd.DataFrame) -> list[Axes]:
+    """What a method is worth against its rivals: a panel per rival, a line per model, the verdict beside it in words.
+
+    Rows: kind (who the rival is), model, verdict, and value with low and high, the change of perplexity against the
+    rival in %, negative = the method is better. Models stand in the order of their first appearance.
+    """
+    kinds = list(rows.groupby("kind", sort=False))
+    most = max(len(part) for _, part in kinds)
+    axes = panels(len(kinds), 0.45 + 0.22 * most)
+    axes[0].figure.set_figwidth(_HALF)
+    for ax, (kind, part) in zip(axes, kinds, strict=True):
+        ax.axvline(0, color="black", lw=1)
+        for y, row in enumerate(part.itertuples()):
+            colour = _LINES[row.verdict]
+            ax.plot([row.low, row.high], [y, y], color=colour, lw=2.5, alpha=0.5)
+            ax.plot(row.value, y, marker="o", color=colour)
+            words = f"{SIGNS[row.verdict]} {row.verdict}, {brief(row.value, '%')}"
+            place = {"xycoords": ("axes fraction", "data"), "xytext": (4, 0), "textcoords": "offset points"}
+            ax.annotate(words, (1, y), **place, va="center", fontsize=10, color=colour, annotation_clip=False)
+        ax.set(title=kind, ylim=(most - 0.5, -0.5))
+        ax.set_yticks(range(len(part)), part["model"])
+        ax.grid(axis="y", visible=False)
+    axes[-1].set_xlabel("change of perplexity, %\n← better than the rival")
+    return axes
 
 
 def verdicts(rows: pd.DataFrame, models: Sequence[str] = ()) -> list[Axes]:
-    """A cell for every claim and model: its colour is the verdict, in it the effect and its unit.
+    """A cell for every claim and model: its colour and sign are the verdict, beside it the effect and its unit.
 
     Rows as `claims.table` gives them, one per claim and model: claim, model, verdict, effect, unit. Claims stand in the
     order of their first appearance, and so do models, after those of `models`; where a claim has no row for a model the
@@ -32,12 +70,9 @@ def verdicts(rows: pd.DataFrame, models: Sequence[str] = ()) -> list[Axes]:
         x, wide = (models.index(row.model), 1) if row.model else (0, len(models))
         y = names.index(row.claim)
         ax.add_patch(plt.Rectangle((x + 0.03, y + 0.06), wide - 0.06, 0.88, color=_FILLS[row.verdict], lw=0))
-        if np.isfinite(row.effect):
-            # the sign for it, since the words have no room
-            unit = "ρ" if row.unit == "rank correlation" else row.unit
-            form = ".3f" if unit == "nats" else ".0f" if abs(row.effect) >= 10 else ".2g"
-            effect = f"{row.effect:+{form}} {unit}".replace("-", "−")
-            ax.text(x + wide / 2, y + 0.5, effect, ha="center", va="center", fontsize=9 if len(models) < 4 else 7)
+        effect = brief(row.effect, row.unit) if np.isfinite(row.effect) else ""
+        size = 9 if len(models) < 4 else 7
+        ax.text(x + wide / 2, y + 0.5, f"{SIGNS[row.verdict]} {effect}", ha="center", va="center", fontsize=size)
     ax.set(xlim=(0, len(models)), ylim=(len(names), 0))
     short = [name.split("/")[-1].replace("-", "\n", 1) for name in models]  # names of the Hub and of wheels are long
     ax.set_xticks(np.arange(len(models)) + 0.5, short)
@@ -47,5 +82,5 @@ def verdicts(rows: pd.DataFrame, models: Sequence[str] = ()) -> list[Axes]:
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     used = [name for name in _FILLS if name in set(rows["verdict"])]
-    legend(ax, {}, [plt.Rectangle((0, 0), 1, 1, color=_FILLS[name], label=name) for name in used])
+    legend(ax, {}, [plt.Rectangle((0, 0), 1, 1, color=_FILLS[name], label=f"{SIGNS[name]} {name}") for name in used])
     return [ax]

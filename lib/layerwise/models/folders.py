@@ -20,7 +20,7 @@ ADAPTER = "adapter_config.json"
 # How the classes end of models that have another head than the one for the next token.
 LABELLING = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "RewardModel")
 # What a saved model consists of: all that may go when another one takes its place.
-PARTS = ["config.json", "*.safetensors", hub.INDEX, *hub.BESIDE, "recipe.yaml", "training_args.bin"]
+PARTS = ["config.json", "*.safetensors", hub.INDEX, *hub.BESIDE, "recipe.yaml", "training_args.bin", "plan.json"]
 
 
 class UnknownModel(ValueError):

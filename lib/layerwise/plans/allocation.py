@@ -181,8 +181,8 @@ def _removal(shape: Shape, removal: ArrayLike, parts: Sequence[Part], classes: n
 class _Program:
     """One width for each class of parts, and whether each block stays: a mixed-integer program.
 
-    `costs` and `sizes` are `[classes, widths]`, infinitely dear where a width isn't allowed; `removal` is `[L]` or None,
-    `beside` `[L]` the bytes that go with a block besides those of its parts, `block_of` `[classes]`, -1 for none.
+    `costs` and `sizes` are `[classes, widths]`, infinitely dear where a width isn't allowed; `removal` is `[L]` or
+    None, `beside` `[L]` the bytes that go with a block besides those of its parts, `block_of` `[classes]`, -1 for none.
     """
 
     def __init__(
@@ -246,6 +246,6 @@ class _Program:
         ends = [self._best(-np.inf, np.inf, sign * self.sizes) for sign in (1, -1)]
         low, high = (told_bytes(fixed + end[1]) for end in ends if end is not None)
         return (
-            f"no plan takes {told_bytes(budget)}: with these widths the model takes from {low} to {high}, with embedding, "
-            "head, norms and the cache of keys and values counted"
+            f"no plan takes {told_bytes(budget)}: with these widths the model takes from {low} to {high}, all that is "
+            "stored counted, and keys and values where a context is given"
         )
