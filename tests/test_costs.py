@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 from families import DECODERS, MIXTURES, logits, random_tokens, tiny, uneven
+from layerwise.backbone.structure import blocks, linears
 from layerwise.costs.tables import Rounding, weight_tables
-from layerwise.quantization import RTN
+from layerwise.quantization import GPTQ, RTN
+from transformers import AutoModelForCausalLM
 
 TOKENS = random_tokens(3, 10)
 QUANTIZER = RTN(16)
@@ -119,14 +121,20 @@ def test_predicted_is_fisher_but_for_what_is_measured_at_few_bits():
     assert found[-2:, :2] == pytest.approx(of_measured[-2:, :2]) and (found[-2:, :2] != of_fisher[-2:, :2]).all()
 
 
-def test_fit_keeps_to_the_bytes_and_tells_what_they_cost(tmp_path):
-    model = tiny(dtype=torch.bfloat16, hidden_size=64, vocab_size=512)
+@pytest.fixture
+def to_fit(tmp_path):
+    """A tiny model in bfloat16, the tokenizer of another, and a text."""
+    model = tiny(dtype=torch.bfloat16, hidden_size=64, intermediate_size=64, vocab_size=512)
     model.stored_dtype = torch.bfloat16
+    model.config.max_position_embeddings = 64
     text = tmp_path / "text.txt"
     rng = np.random.default_rng(0)
     text.write_text(" ".join(f"w{i}" for i in rng.integers(0, 400, 30000)), encoding="utf-8")
-    model.config.max_position_embeddings = 64
-    tokenizer = lw.load("embedded/6L")[1]
+    return model, lw.load("embedded/6L")[1], text
+
+
+def test_fit_keeps_to_the_bytes_and_tells_what_they_cost(to_fit):
+    model, tokenizer, text = to_fit
     budget = int(0.3 * lw.shape(model).total_bytes)
     fitted = lw.fit(model, tokenizer, budget, QUANTIZER, corpus=str(text))
     assert lw.size(fitted.model).bytes == fitted.report.bytes <= budget
@@ -136,3 +144,22 @@ def test_fit_keeps_to_the_bytes_and_tells_what_they_cost(tmp_path):
     assert whole.model is model and "fits as it is" in repr(whole.report)
     with pytest.raises(ValueError, match="no plan takes 1 kB"):
         lw.fit(model, tokenizer, "1 kB", QUANTIZER, corpus=str(text))
+
+
+def test_fit_by_gptq_loads_in_transformers_and_could_in_vllm(to_fit, tmp_path):
+    model, tokenizer, text = to_fit
+    shape, quantizer = lw.shape(model), GPTQ(16, symmetric=True)
+    low, high = (lw.Plan((lw.Layer(bits=bits),) * 3, 64).predicted_bytes(shape, quantizer.stored) for bits in (4, 8))
+    fitted = lw.fit(model, tokenizer, (low + high) // 2, quantizer, corpus=str(text), widths=(4, 8, None), fused=True)
+    lw.save(fitted.model, tmp_path / "fitted", tokenizer)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "fitted").eval()
+    assert logits(plain).equal(logits(fitted.model))
+    every = [linear for block in blocks(plain) for linear in linears(block).values()]
+    found = [getattr(linear, "quantization_scheme", None) for linear in every]
+    bits = [scheme and scheme.weights.num_bits for scheme in found]
+    assert bits == list(fitted.plan.bits_by_part(shape)[: len(bits)]) and {*bits} >= {4, 8}
+    assert all(scheme.weights.symmetric and scheme.format == "pack-quantized" for scheme in found if scheme)
+    names = [path.rpartition(".")[2] for path in linears(blocks(model)[0])]
+    for i in range(3):  # those that vLLM computes in one product have one scheme
+        own = dict(zip(names, bits[i * len(names) :], strict=False))
+        assert own["q_proj"] == own["k_proj"] == own["v_proj"] and own["gate_proj"] == own["up_proj"]
