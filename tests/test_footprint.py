@@ -71,7 +71,7 @@ def test_what_is_not_done_in_place_needs_more(what):
     assert kept > changed
 
 
-@pytest.mark.parametrize("quantizer", ["quanto", "hqq"])
+@pytest.mark.parametrize("quantizer", ["quanto", "hqq", "gguf"])
 def test_quantizers_of_other_packages(quantizer):
     config = tiny(hidden_size=128, intermediate_size=256).config
     plan = plans(lw.shape(config))["bits"]

@@ -70,6 +70,16 @@ def test_what_is_read_computes_what_was_written(family, tied, tmp_path):
     assert ("output.weight" in {tensor.name for tensor in tensors}) == (not tied)
 
 
+def test_a_checkpoint_that_was_compressed_block_by_block_makes_the_same_file(tmp_path):
+    model = small("llama", tie_word_embeddings=True)
+    plan = drawn(model)
+    expected = lw.save_gguf(lw.compress(model, plan, quantizer="gguf"), tmp_path / "expected.gguf")
+    lw.save(model, tmp_path / "dense")
+    folder = lw.compress_checkpoint(tmp_path / "dense", tmp_path / "few", plan, quantizer="gguf", device="cpu")
+    found = lw.save_gguf(lw.load(folder, device="cpu")[0], tmp_path / "found.gguf")
+    assert found.read_bytes() == expected.read_bytes()
+
+
 def test_blocks_are_told_as_they_are_left(tmp_path):
     model = small("llama", num_hidden_layers=3)
     left = lw.compress(model, lw.plans.drop(lw.shape(model), [2, 0, 1], 1))

@@ -60,6 +60,23 @@ def test_bits_of_a_block_are_those_of_what_is_not_named():
     )
 
 
+@pytest.mark.parametrize(
+    ("columns", "kinds"),
+    [
+        (512, {bits: kind for bits, kind in TYPES.items() if bits}),
+        (576, {2: "q4_0", 3: "q4_0", 4: "q5_0", 5: "q5_1", 6: "q8_0", 8: "q8_0"}),  # no whole groups of 256
+    ],
+)
+def test_bytes_are_those_of_the_types(columns, kinds):
+    for bits, kind in kinds.items():
+        group, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.upper()]]
+        assert lw.plans.llama_cpp_bytes(bits, 3, columns) == 3 * columns // group * size
+    with pytest.raises(ValueError, match="no type of llama.cpp stands for 7 bits, only for 2, 3, 4, 5, 6, 8"):
+        lw.plans.llama_cpp_bytes(7, 3, columns)
+    with pytest.raises(ValueError, match="rows of 40 weights can't be cut into groups of 32"):
+        lw.plans.llama_cpp_bytes(4, 3, 40)
+
+
 def test_types_can_be_told_and_what_cannot_be_written_is_said():
     plan = Plan((Layer(bits=7, matrices={"mlp.up_proj": 4}),), 32)
     text = plan.to_llama_cpp({7: "iq4_nl", 4: "q4_0", None: "bf16"})

@@ -19,7 +19,7 @@ def fit_parser() -> argparse.ArgumentParser:
     job.add_argument("name", metavar="NAME", help="what lw.load takes: a name on the Hub, a folder, a GGUF file")
     job.add_argument("--bytes", required=True, help='of the model as stored, such as 4GB or "800 MiB"')
     job.add_argument("--out", required=True, metavar="FOLDER", help="where the model goes; lw.load reads it")
-    job.add_argument("--quantizer", default="rtn", help="rtn (default), quanto, hqq, gptq")
+    job.add_argument("--quantizer", default="rtn", help="rtn (default), quanto, hqq, gguf, gptq")
     job.add_argument("--corpus", default="wikitext2", help="what lw.tokens takes, or a text file of your own")
     job.add_argument("--data", help="a folder with a copy of the corpus, where the Hub can't be reached")
     job.add_argument("--context", type=int, default=0, help="tokens whose keys and values have to fit too")

@@ -47,7 +47,7 @@ def compress(
     tokens
         Calibration text `[n, length]`, where slicing or the quantizer needs it.
     quantizer
-        The name of a built-in one ("rtn", "quanto", "hqq", "gptq", "outliers", see `lw.quantization`), one with
+        The name of a built-in one ("rtn", "quanto", "hqq", "gguf", "gptq", "outliers", see `lw.quantization`), one with
         settings of yours, such as `lw.quantization.HQQ(group=128)`, or a function
         `(model, bits, tokens=None) -> model`.
     calibration
@@ -92,8 +92,8 @@ def compress(
     tied head stays tied where that takes fewer bytes.
 
     **Quantization** gives the linear layers of each block the bits of the plan, and embedding and head theirs, if the
-    plan sets any: by `quantizer.matrix(weight, bits)`, which "rtn", "quanto" and "hqq" have. Where the two are one
-    table they still are.
+    plan sets any: by `quantizer.matrix(weight, bits)`, which "rtn", "quanto", "hqq" and "gguf" have. Where the two are
+    one table they still are.
     """
     check_plan(model, plan)
     check_present(model)

@@ -5,6 +5,7 @@ from layerwise.plans.baselines import by_position, in_reverse, shuffled
 from layerwise.plans.drops import drop, drop_run
 from layerwise.plans.groups import bits, outliers
 from layerwise.plans.layer import Layer
+from layerwise.plans.llama_cpp import llama_cpp_bytes
 from layerwise.plans.parts import by_part
 from layerwise.plans.plan import Plan
 from layerwise.plans.slices import constant_slices, dynamic_slices
@@ -25,6 +26,7 @@ __all__ = [
     "drop_run",
     "dynamic_slices",
     "in_reverse",
+    "llama_cpp_bytes",
     "number_of_bytes",
     "outliers",
     "shuffled",

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 TYPES: Mapping[int | None, str] = MappingProxyType(
     {2: "q2_k", 3: "q3_k", 4: "q4_k", 5: "q5_k", 6: "q6_k", 8: "q8_0", None: "f16"}
 )
+# Bytes of a group of 256 weights of a row in those types, and of 32 in what llama-quantize takes where a row has no
+# whole number of the former: q4_0 for q2_k and q3_k, q5_0 for q4_k, q5_1 for q5_k, q8_0 for q6_k.
+OF_256 = {2: 84, 3: 110, 4: 144, 5: 176, 6: 210}
+OF_32 = {2: 18, 3: 18, 4: 22, 5: 24, 6: 34, 8: 34}
 # What llama.cpp calls the linear layer at a path in a block.
 TENSORS = {
     "self_attn.q_proj": "attn_q",
@@ -32,6 +36,23 @@ TENSORS = {
     "mlp.fc1": "ffn_up",
     "mlp.fc2": "ffn_down",
 }
+
+
+def llama_cpp_bytes(bits: int, rows: int, columns: int) -> int:
+    """Bytes of a matrix `[rows, columns]` in the type that `Plan.to_llama_cpp` asks for `bits`: q2_k to q6_k or q8_0.
+
+    For `lw.plans.allocate` and `Plan.predicted_bytes`, as their `stored`, so that a budget is met by what
+    llama-quantize writes. What it takes in place of a type that a row is too short for is counted.
+
+    Raises ValueError for bits that no type stands for, and for rows that aren't whole groups of 32 weights.
+    """
+    if bits not in OF_32:
+        raise ValueError(f"no type of llama.cpp stands for {bits} bits, only for {', '.join(map(str, OF_32))}")
+    if columns % 32:
+        raise ValueError(f"rows of {columns} weights can't be cut into groups of 32, which the types of llama.cpp need")
+    if columns % 256 == 0 and bits in OF_256:
+        return rows * columns // 256 * OF_256[bits]
+    return rows * columns // 32 * OF_32[bits]
 
 
 def tensor_types(plan: Plan, types: Mapping[int | None, str] = TYPES) -> str:

@@ -199,8 +199,7 @@ class Plan:
         types
             llama.cpp's type for each number of bits, and for None, what a matrix without bits gets; by default q2_k to
             q6_k, q8_0 and f16. Those called k need rows of whole groups of 256 weights. Where a row isn't,
-            llama-quantize takes a type of groups of 32 in place of it, which may have more bits: q4_0 for q2_k and
-            q3_k, q5_0 for q4_k, q5_1 for q5_k, q8_0 for q6_k.
+            llama-quantize takes a larger type of groups of 32 in place of it; `lw.plans.llama_cpp_bytes` counts that.
 
         Raises
         ------
