@@ -78,7 +78,7 @@ def gguf_tokenizer(path: Path):
     return made
 
 
-def describe(writer: GGUFWriter, tokenizer, size: int) -> None:
+def describe_tokenizer(writer: GGUFWriter, tokenizer, size: int) -> None:
     """Write what a file says of a tokenizer whose model has a vocabulary of `size`; nothing but that if it is None.
 
     Raises UnsuitableModel for one that is not byte-level, splits text as none in `SPLITS` does, or has more tokens.

@@ -71,7 +71,7 @@ def save_gguf(model: nn.Module, path, tokenizer=None) -> Path:
         new = Path(temporary) / path.name
         writer = GGUFWriter(new, family)
         _describe(writer, config, count)
-        gguf_tokenizers.describe(writer, tokenizer, config.vocab_size)
+        gguf_tokenizers.describe_tokenizer(writer, tokenizer, config.vocab_size)
         for name, kind, contents in (*tensors, *_frequencies(config)):
             writer.add_tensor(name, contents, raw_dtype=kind)
         writer.write_header_to_file()

@@ -166,8 +166,8 @@ def save(model, path, tokenizer=None) -> Path:
 
     Notes
     -----
-    Layers of few bits take few bits: a model with packed layers (by "rtn", "quanto", "hqq", "gguf", "outliers") is written
-    to a format of this package, that `load` reads and plain `from_pretrained` refuses; one by "gptq" to
+    Layers of few bits take few bits: a model with packed layers (by "rtn", "quanto", "hqq", "gguf", "outliers") is
+    written to a format of this package, that `load` reads and plain `from_pretrained` refuses; one by "gptq" to
     compressed-tensors, that transformers reads too. `lw.save_gguf` writes a file for llama.cpp.
 
     It is written beside `path` and put in place when it is complete, so that a crash leaves no half of a model.
