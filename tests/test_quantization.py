@@ -366,7 +366,7 @@ def test_gptq_wants_text_and_names_are_checked():
     model = tiny()
     with pytest.raises(ValueError, match="gptq needs calibration text"):
         lw.compress(model, mixed(model), quantizer="gptq")
-    with pytest.raises(ValueError, match="unknown quantizer 'awq': there is rtn, quanto, hqq, gptq"):
+    with pytest.raises(ValueError, match="unknown quantizer 'awq': there is rtn, quanto, hqq, gguf, gptq"):
         lw.compress(model, mixed(model), quantizer="awq")
     with pytest.raises(ValueError, match="sets outliers, and rtn keeps none"):
         layers = (lw.Layer(bits=4, outliers=0.01),) * 3
