@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from families import DECODERS, MIXTURES, logits, random_tokens, tiny, uneven
+from layerwise.__main__ import main
 from layerwise.backbone.structure import blocks, linears
 from layerwise.costs.tables import Rounding, weight_tables
 from layerwise.quantization import GPTQ, RTN
@@ -163,3 +164,20 @@ def test_fit_by_gptq_loads_in_transformers_and_could_in_vllm(to_fit, tmp_path):
     for i in range(3):  # those that vLLM computes in one product have one scheme
         own = dict(zip(names, bits[i * len(names) :], strict=False))
         assert own["q_proj"] == own["k_proj"] == own["v_proj"] and own["gate_proj"] == own["up_proj"]
+
+
+def test_fit_is_a_command_too(tmp_path, capsys):
+    out = tmp_path / "small"
+    assert main(["fit", "embedded/6L", "--bytes", "1 MB", "--out", str(out), "--corpus", "world"]) == 0
+    said = capsys.readouterr().out
+    assert "KL from dense" in said and "small, with its plan in plan.json" in said
+    model, tokenizer = lw.load(out)
+    assert tokenizer is not None and 990_000 <= lw.size(model).bytes <= 1_000_000
+    plan = lw.Plan.from_json((out / "plan.json").read_text(encoding="utf-8"))
+    assert plan.predicted_bytes(lw.shape(lw.load("embedded/6L")[0])) == lw.size(model).bytes
+    assert main(["fit", "embedded/6L", "--bytes", "1 kB", "--out", str(out), "--corpus", "world"]) == 1
+    assert "no plan takes 1 kB" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine", encoding="utf-8")
+    assert main(["fit", "embedded/6L", "--bytes", "1 MB", "--out", str(tmp_path / "other")]) == 1
+    assert "is not a model: choose another folder" in capsys.readouterr().err

@@ -84,6 +84,16 @@ def by_part(study, seed, widths=(4, 3, 2)):
     return lw.plans.by_part(shape, [widths[i] for i in rng.integers(len(widths), size=len(shape.parts))])
 
 
+def test_windows_may_be_those_of_the_divergence(study):
+    first = study()
+    cases = [*bits(first, np.arange(6)), first.case("6L", lw.plans.constant_slices(first.shapes["6L"], 0.3))]
+    by_loss, by_kl = first.quality("loss", cases), first.quality("kl", cases, windows="kl")
+    assert not set(by_loss["key"]) & set(by_kl["key"])
+    for rows, mean in ((by_loss, "loss"), (by_kl, "kl")):
+        assert rows[["w0", "w1", "w2"]].mean(axis=1).to_numpy() == pytest.approx(rows[mean].to_numpy(), abs=2e-6)
+    assert by_loss["kl"].to_numpy() == pytest.approx(by_kl["kl"].to_numpy())
+
+
 def test_plans_by_matrix_are_put_together_and_known_by_what_they_say(study, monkeypatch):
     first = study()
     plans = [by_part(first, seed) for seed in range(3)]
