@@ -46,12 +46,17 @@ def _settings(config) -> str:
 
     def deciding(values: dict) -> dict:
         return {
-            name: deciding(value) if isinstance(value, dict) else value
+            name: deciding(value) if isinstance(value, dict) else _rounded(value)
             for name, value in values.items()
             if name not in NO_SETTINGS and not name.endswith("_token_id") and "dropout" not in name
         }
 
     return json.dumps(deciding(config.to_dict()), sort_keys=True, default=str)
+
+
+def _rounded(value):
+    """Six digits of a number: a GGUF file has it in float32."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 @functools.cache
