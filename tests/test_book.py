@@ -113,6 +113,15 @@ def test_a_failing_cell_is_named_and_its_copy_kept(book, monkeypatch, capsys):
     assert not (book / "_build" / "executed" / "toy.ipynb").exists()
 
 
+def test_results_that_a_chapter_does_not_ask_for_are_listed(book, monkeypatch, capsys):
+    study = "import pandas as pd\nclass study:\n    def unasked(): return pd.DataFrame({'table': ['orders']})"
+    (book / "notebooks" / "toy.md").write_text(f"{TOY}\n```{{code-cell}} ipython3\n\n{study}\n```\n")
+    monkeypatch.chdir(book)
+    assert main(["unasked", "toy"]) == 0
+    assert capsys.readouterr().out.split() == ["toy", "table", "orders"]
+    assert not list((book / "_build").rglob("*.ipynb"))
+
+
 def test_an_unknown_notebook_is_an_error_that_lists_the_known_ones(book):
     with pytest.raises(FileNotFoundError, match="'toys'.*there are: toy"):
         execute.execute(book, "toys")

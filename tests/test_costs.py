@@ -1,12 +1,11 @@
 """What widths are predicted to cost: against derivatives taken one word at a time, and against what they do cost."""
 
-import copy
-
 import layerwise as lw
 import numpy as np
 import pytest
 import torch
 from families import DECODERS, MIXTURES, logits, random_tokens, tiny, uneven
+from layerwise.__main__ import main
 from layerwise.costs.tables import Rounding, weight_tables
 from layerwise.quantization import RTN
 
@@ -14,6 +13,7 @@ TOKENS = random_tokens(3, 10)
 QUANTIZER = RTN(16)
 WIDTHS = (2, 4, None)
 BUILT_IN = {
+    "predicted": lw.costs.predicted,
     "fisher": lw.costs.fisher,
     "measured": lw.costs.measured,
     "noise": lw.costs.noise,
@@ -110,31 +110,14 @@ def test_every_family_has_a_fisher_cost(family):
     assert costs.shape == (len(lw.shape(model).parts), 2) and (costs[:, 0] > 0).mean() > 0.9
 
 
-def test_gradients_may_be_taken_of_the_rounded_model():
+def test_predicted_is_fisher_but_for_what_is_measured_at_few_bits():
     model = uneven()
-    shape, before = lw.shape(model), logits(model)
-    plan = lw.plans.by_part(shape, [2] * len(shape.parts))
-    at_plan = lw.costs.fisher(model, TOKENS, QUANTIZER, WIDTHS, at=plan)
-    assert logits(model).equal(before)
-    rounded = copy.deepcopy(model)
-    for table, own in zip(weight_tables(rounded), weight_tables(model), strict=True):
-        table.weight.data.copy_(Rounding(QUANTIZER, WIDTHS).at(own.weight, 2))
-    # The same gradients, times errors that are those of the dense model.
-    of_rounded = lw.costs.fisher(rounded, TOKENS, Unrounded(), (1,))
-    of_dense = lw.costs.fisher(model, TOKENS, Unrounded(), (1,))
-    dense = lw.costs.fisher(model, TOKENS, QUANTIZER, WIDTHS)
-    assert not np.allclose(of_rounded, of_dense, rtol=0.01)
-    assert not np.allclose(at_plan[:, 0], dense[:, 0], rtol=0.01)
-
-
-class Unrounded(RTN):
-    """Errors of one everywhere."""
-
-    widths = (1,)
-
-    def matrix(self, weight, bits):
-        zeros = torch.zeros_like(weight)
-        return type(super().matrix(weight, 1))(zeros.to(torch.uint8), zeros[:, :1] + 1, 1 - weight, 1)
+    widths = (2, 4, 8, None)
+    found, of_fisher, of_measured = (
+        cost(model, TOKENS, QUANTIZER, widths) for cost in (lw.costs.predicted, lw.costs.fisher, lw.costs.measured)
+    )
+    assert (found[:-2] == of_fisher[:-2]).all() and (found[:, 2:] == of_fisher[:, 2:]).all()
+    assert found[-2:, :2] == pytest.approx(of_measured[-2:, :2]) and (found[-2:, :2] != of_fisher[-2:, :2]).all()
 
 
 def test_fit_keeps_to_the_bytes_and_tells_what_they_cost(tmp_path):
@@ -154,3 +137,20 @@ def test_fit_keeps_to_the_bytes_and_tells_what_they_cost(tmp_path):
     assert whole.model is model and "fits as it is" in repr(whole.report)
     with pytest.raises(ValueError, match="no plan takes 1 kB"):
         lw.fit(model, tokenizer, "1 kB", QUANTIZER, corpus=str(text))
+
+
+def test_fit_is_a_command_too(tmp_path, capsys):
+    out = tmp_path / "small"
+    assert main(["fit", "embedded/6L", "--bytes", "1 MB", "--out", str(out), "--corpus", "world"]) == 0
+    said = capsys.readouterr().out
+    assert "KL from dense" in said and "small, with its plan in plan.json" in said
+    model, tokenizer = lw.load(out)
+    assert tokenizer is not None and 990_000 <= lw.size(model).bytes <= 1_000_000
+    plan = lw.Plan.from_json((out / "plan.json").read_text(encoding="utf-8"))
+    assert plan.predicted_bytes(lw.shape(lw.load("embedded/6L")[0])) == lw.size(model).bytes
+    assert main(["fit", "embedded/6L", "--bytes", "1 kB", "--out", str(out), "--corpus", "world"]) == 1
+    assert "no plan takes 1 kB" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine", encoding="utf-8")
+    assert main(["fit", "embedded/6L", "--bytes", "1 MB", "--out", str(tmp_path / "other")]) == 1
+    assert "is not a model: choose another folder" in capsys.readouterr().err

@@ -6,12 +6,14 @@ import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import layerwise as lw
 import numpy as np
 import pytest
 import torch
-from layerwise.experiments.known import key, known
+from families import tiny
+from layerwise.experiments.known import key, known, reached_code
 from layerwise.quantization import GPTQ, RTN
 
 ENVIRONMENT = os.environ | {"PYTHONHASHSEED": "1"}
@@ -178,6 +180,86 @@ def itself(n): return itself(n - 1) if n else 0
     assert known(one.itself) == known(module(text).itself)
 
 
+def edit(module, before, after):
+    """As an editor does, with Python running on."""
+    file = Path(module.__file__)
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after))
+
+
+@pytest.mark.parametrize(("before", "after"), [("x ** POWER", "x ** -POWER"), ("scale * helper", "scale + helper")])
+def test_an_edit_that_is_not_loaded_is_an_error_until_it_is(module, before, after):
+    made, edited = module(SCORE), module(SCORE.replace(before, after))
+    loaded = known(made.score)
+    edit(made, before, after)
+    for tells in (known, reached_code):
+        with pytest.raises(ValueError, match=rf"that is loaded isn't what {made.__name__}.py holds now: .*restart"):
+            tells(made.score)
+    exec(compile(Path(made.__file__).read_text(), made.__file__, "exec"), vars(made))  # reloaded
+    assert known(made.score) == known(edited.score) != loaded
+
+
+def test_an_edit_elsewhere_in_the_file_changes_nothing(module):
+    made = module(SCORE)
+    loaded = known(made.score)
+    edit(made, "POWER = 2", "POWER = 3")  # it isn't loaded
+    edit(made, "import functools", "import functools\n\n\ndef score_(): return 1")
+    edit(made, '"""What it does."""', '"""What is done."""')
+    assert known(made.score) == loaded
+    edit(made, "def helper", "def helper_(x:\n\ndef helper")
+    with pytest.raises(ValueError, match="isn't what"):
+        known(made.score)
+
+
+def test_a_module_of_the_reader_is_known_by_what_is_loaded(module):
+    inner = module("POWER = 2\n\nclass Rule:\n    base = 1\n\n    def use(self, x, scale=1): return scale * x\n")
+    text = f"import {inner.__name__} as inner\nLOG = open\n\ndef score(model, tokens): return inner.POWER\n"
+    made = module(text)
+    loaded = known(made.score)
+    assert known(module(text).score) == loaded
+    for name, value in {"POWER": 3, "extra": 1}.items():
+        setattr(inner, name, value)
+        assert known(made.score) != loaded
+        setattr(inner, name, 2) if name == "POWER" else delattr(inner, name)
+    assert known(made.score) == loaded
+    inner.Rule.base = 2
+    assert known(made.score) != loaded
+    inner.Rule.base = 1
+    edit(inner, "scale * x", "scale + x")
+    with pytest.raises(ValueError, match="code of Rule.use that is loaded"):
+        known(made.score)
+
+
+def test_the_code_alone_of_a_function_is_that_of_all_it_reaches(module):
+    text = (
+        SCORE
+        + """
+LOG = []
+KINDS = {"first": helper}
+
+class Rule:
+    weight = 1
+
+    def __call__(self, x): return x + self.weight
+
+rule = Rule()
+
+def run(point):
+    LOG.append(point)
+    return KINDS[point](1) + rule(2) + score(None, None)
+"""
+    )
+    made = module(text)
+    before = reached_code(made.run)
+    made.LOG.append(open(os.devnull))  # known would not tell it
+    assert reached_code(made.run) == before == reached_code(module(text.replace("POWER = 2", "POWER = 3")).run)
+    for old, new in [("x ** POWER", "x"), ("x + self.weight", "x"), ("LOG.append(point)", "pass"), ("scale * h", "h")]:
+        assert old in text and reached_code(module(text.replace(old, new)).run) != before
+    with_score, with_helper = (functools.partial(made.run, each) for each in (made.score, made.helper))
+    assert reached_code(with_score) != reached_code(with_helper)
+
+
 def test_functions_that_a_package_makes_are_told_apart():
     kinds = [lw.damage._maker(lambda block, n=n: n, None) for n in (1, 2)]  # closures of this library
     assert known(kinds[0]) != known(kinds[1])
@@ -248,6 +330,23 @@ class Net(nn.Module):
     other.linear.weight.data[0, 0] = 1
     assert known(other) != known(net())
     assert known(torch.nn.ReLU()) == known(torch.nn.ReLU()) != known(torch.nn.Tanh())
+
+
+def test_a_model_of_a_readers_class_by_its_code_too(module):
+    text = """
+from transformers import LlamaForCausalLM
+
+class Mine(LlamaForCausalLM):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+"""
+    model = tiny()
+    first, other = (module(each).Mine for each in (text, text.replace("return super()", "return 2 * super()")))
+    told = []
+    for kind in (type(model), first, first, other):
+        model.__class__ = kind
+        told.append(known(model))
+    assert told[0] != told[1] == told[2] != told[3]
 
 
 def test_models_by_their_weights():

@@ -1,9 +1,11 @@
+import hashlib
 import json
 import os
 import re
 import subprocess
 from pathlib import Path
 
+import layerwise as lw
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,6 +21,25 @@ def test_a_fingerprint_tells_models_apart():
     assert results.fingerprint(model) == results.fingerprint(same) != results.fingerprint(other)
     other.config._commit_hash = "abc"
     assert results.fingerprint(other) == "abc"
+
+
+def test_settings_that_weights_compute_by_tell_models_apart():
+    by_settings = [tiny(), tiny(rope_parameters={"rope_type": "default", "rope_theta": 500.0}), tiny(rms_norm_eps=1e-3)]
+    assert all(torch.equal(a, b) for a, b in zip(by_settings[0].parameters(), by_settings[1].parameters(), strict=True))
+    assert len({results.fingerprint(model) for model in by_settings}) == 3
+    assert results.fingerprint(tiny(attention_dropout=0.1, use_cache=False)) == results.fingerprint(tiny())
+
+
+def test_an_embedded_model_is_known_by_its_weights_wherever_it_lies(tmp_path):
+    model, tokenizer = lw.load("embedded/6L", device="cpu")
+    saved = lw.load(lw.save(model, tmp_path / "copy"), device="cpu")[0]
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    assert results.fingerprint(model) == results.fingerprint(saved) == digest.hexdigest()[:16]
+    file = tmp_path / "copy" / "config.json"
+    file.write_text(file.read_text().replace("10000.0", "500.0"))
+    assert results.fingerprint(lw.load(tmp_path / "copy", device="cpu")[0]) != results.fingerprint(model)
 
 
 def test_provenance_names_versions_commit_and_machine_and_nobody():
@@ -42,12 +63,17 @@ def test_changed_code_makes_provenance_dirty_and_changed_rows_do_not(tmp_path, m
     monkeypatch.setattr(provenance, "__file__", str(code))
     rows.write_text("2")
     assert provenance.provenance()["dirty"] is False
-    (tmp_path / "notes.py").write_text("1")  # not of the library
+    (tmp_path / "notes.py").write_text("1")  # neither of the library nor a notebook
     assert provenance.provenance()["dirty"] is False
     (module := code.parent / "room" / "new.py").parent.mkdir()
     module.write_text("1")
     assert provenance.provenance()["dirty"] is True
     module.unlink()
+    (chapter := tmp_path / "notebooks" / "mine.md").parent.mkdir()
+    chapter.write_text("1")
+    assert provenance.provenance()["dirty"] is True
+    (tmp_path / ".gitignore").write_text("mine.md")
+    assert provenance.provenance()["dirty"] is False
     code.write_text("2")
     assert provenance.provenance()["dirty"] is True
 

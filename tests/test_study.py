@@ -84,6 +84,16 @@ def by_part(study, seed, widths=(4, 3, 2)):
     return lw.plans.by_part(shape, [widths[i] for i in rng.integers(len(widths), size=len(shape.parts))])
 
 
+def test_windows_may_be_those_of_the_divergence(study):
+    first = study()
+    cases = [*bits(first, np.arange(6)), first.case("6L", lw.plans.constant_slices(first.shapes["6L"], 0.3))]
+    by_loss, by_kl = first.quality("loss", cases), first.quality("kl", cases, windows="kl")
+    assert not set(by_loss["key"]) & set(by_kl["key"])
+    for rows, mean in ((by_loss, "loss"), (by_kl, "kl")):
+        assert rows[["w0", "w1", "w2"]].mean(axis=1).to_numpy() == pytest.approx(rows[mean].to_numpy(), abs=2e-6)
+    assert by_loss["kl"].to_numpy() == pytest.approx(by_kl["kl"].to_numpy())
+
+
 def test_plans_by_matrix_are_put_together_and_known_by_what_they_say(study, monkeypatch):
     first = study()
     plans = [by_part(first, seed) for seed in range(3)]
@@ -286,6 +296,30 @@ def test_a_label_that_reads_as_a_number_replaces_its_row(study, tmp_path):
     for _ in range(2):
         study(full=True).values("scores", {"LIM": lw.scores.lim}, n=4, group="32")
     assert len(pd.read_csv(tmp_path / "results" / "bits" / "scores.csv")) == 6
+
+
+def test_committed_results_that_nothing_asks_for_are_told(study):
+    full = study(full=True)
+    full.quality("orders", bits(full, np.arange(6)) + bits(full, np.arange(6), order="old"))
+    full.score("6L", lw.scores.lim, 2)
+    full.values("dropped", {"ZD": lw.scores.zd}, n=2)
+    assert full.unasked().empty
+    shown = study()
+    assert set(shown.unasked()["table"]) == {"orders", "scores", "dropped"}
+    shown.quality("orders", bits(shown, np.arange(6)), quick=lambda labels: False)
+    shown.score("6L", lw.scores.lim, 2)
+    left = shown.unasked()
+    assert left["table"].value_counts().to_dict() == {"orders": 3, "dropped": 1}
+    assert set(left["order"].dropna()) == {"old"} and set(left["model"]) == {"6L"}
+
+
+def test_of_results_that_are_asked_for_under_one_name_the_last_counts(study):
+    """As when a cell that adds cases to a list is run again, edited or not."""
+    one = study()
+    cases, edited = bits(one, np.arange(6)), bits(one, -np.arange(6))
+    rows = one.quality("orders", [*cases, *cases, *edited])
+    pd.testing.assert_frame_equal(rows, one.quality("orders", edited))
+    assert len(rows) == 3
 
 
 def test_amounts_differ_from_model_to_model_and_hide_nothing_that_stands_beside(study, tmp_path):

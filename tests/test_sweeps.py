@@ -70,6 +70,19 @@ def test_another_function_is_run_anew(tmp_path):
     assert lw.sweep(points(), cube, store=tmp_path).y.to_list() == [0, 1, 8]
 
 
+def test_an_edit_of_what_run_calls_runs_it_anew_and_what_it_writes_to_does_not(tmp_path):
+    def rows(helper):
+        def run(point):
+            calls.append(tmp_path)
+            return {"y": helper(point["x"])}
+
+        return lw.sweep(points(), run, store=tmp_path).y.to_list()
+
+    calls = []
+    assert rows(lambda x: x + 1) == rows(lambda x: x + 1) == [1, 2, 3] and len(calls) == 3
+    assert rows(lambda x: x + 2) == [2, 3, 4] and len(calls) == 6
+
+
 def test_setup_is_made_once_and_only_when_needed(tmp_path):
     made = []
 

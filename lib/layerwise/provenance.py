@@ -58,8 +58,8 @@ def _cpu():
 def _commit():
     """Commit of the checkout that this library runs from, and whether its code was changed since.
 
-    That is: any tracked file, or a new module of the library. Rows don't count: of two tables that a run writes, the
-    first doesn't make the second one's code another.
+    That is: any tracked file, or one of the library or the notebooks that git doesn't know yet and isn't told to
+    ignore. Rows don't count: of two tables that a run writes, the first doesn't make the second one's code another.
     """
     here = Path(__file__).parent
 
@@ -70,7 +70,7 @@ def _commit():
         # A package installed inside some other checkout (a virtual environment in it) is not part of that one.
         git("ls-files", "--error-unmatch", "__init__.py")
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
-        added = git("ls-files", "--others", "--exclude-standard", "--", "*.py")  # below `here`
+        added = git("ls-files", "--others", "--exclude-standard", "--", ".", ":/notebooks")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed or added)}
     except (OSError, subprocess.CalledProcessError):
         return _installed_commit()

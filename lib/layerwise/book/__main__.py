@@ -10,9 +10,11 @@ from layerwise.experiments.ledger import add_table
 
 from .build import BuildError, build, named_figures
 from .check import check_pages, external_links
-from .execute import NotebookError, execute
+from .execute import NotebookError, ask, execute
 from .paths import find_root
 from .sync import sync
+
+UNASKED = "study.unasked().to_string(index=False, na_rep='')"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     for job, text in (
         ("execute", "execute notebooks that changed (quick profile)"),
         ("full", "execute notebooks with PROFILE='full'; they write results/"),
+        ("unasked", "execute notebooks, and list the committed results of their models that they don't ask for"),
     ):
         jobs.add_parser(job, help=text).add_argument("names", nargs="+", metavar="NAME")
     add = jobs.add_parser("add", help="put rows that a notebook offered on Colab into results/")
@@ -87,6 +90,9 @@ def main(arguments: list[str] | None = None) -> int:
             for name in options.names:
                 result = execute(root, name)
                 print(f"{result.path.relative_to(root)}: {'executed' if result.ran else 'up to date'}")
+        elif options.job == "unasked":
+            for name in options.names:
+                print(f"{name}\n{ask(root, name, UNASKED)}")
         else:
             for name in options.names:
                 full(root, name)

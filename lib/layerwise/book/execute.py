@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import papermill
 from nbclient.exceptions import DeadKernelError
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell
 
 from .paths import notebook_source
 from .sync import read_notebook
@@ -84,11 +86,22 @@ def execute(root: Path, name: str, parameters: dict | None = None, folder: str =
     return Executed(done, True, seconds)
 
 
-def run_notebook(root: Path, name: str, parameters: dict, output: Path) -> None:
-    """Run all cells into `output` with this interpreter's own kernel; raises NotebookError."""
+def ask(root: Path, name: str, expression: str) -> str:
+    """Run a notebook and print an expression behind its last cell; returns the text. Raises NotebookError."""
+    output = root / "_build" / UNFINISHED / f"{name}.ipynb"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    executed = run_notebook(root, name, {}, output, then=f"print({expression})")
+    output.unlink()
+    return "".join(each.text for each in executed.cells[-1].outputs if each.output_type == "stream")
+
+
+def run_notebook(root: Path, name: str, parameters: dict, output: Path, then: str = "") -> NotebookNode:
+    """Run all cells, and `then` one more, into `output` with this interpreter's own kernel; raises NotebookError."""
     # A kernel that the user once installed under the same name would be another environment's Python.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     notebook = read_notebook(notebook_source(root, name))
+    if then:
+        notebook.cells.append(new_code_cell(then))
     try:
         executed = papermill.execute_notebook(
             notebook,
@@ -114,3 +127,4 @@ def run_notebook(root: Path, name: str, parameters: dict, output: Path) -> None:
     for cell in executed.cells:
         cell.metadata.pop("papermill", None)
     papermill.iorw.write_ipynb(executed, str(output))
+    return executed

@@ -4,6 +4,7 @@ Every claim is a function from the tidy rows of one model to a `Verdict`. It run
 that decide stand in `verdict`, before any row is seen.
 """
 
+from layerwise.claims.allocation import kl_ratios
 from layerwise.claims.block_orders import CLOSE, RAMPS, best_by_position
 from layerwise.claims.depth import q4, q4_by_blocks, tolerated
 from layerwise.claims.differences import against, changes, changes_by_model
@@ -44,6 +45,7 @@ __all__ = [
     "crossings",
     "effects",
     "gains",
+    "kl_ratios",
     "knowledge",
     "on_family",
     "q1",

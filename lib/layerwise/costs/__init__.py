@@ -9,7 +9,7 @@ these goes.
 
 from layerwise.costs.fisher import fisher, fisher_by_window
 from layerwise.costs.fitting import fit
-from layerwise.costs.measured import measured
+from layerwise.costs.measured import measured, measured_by_window, predicted
 from layerwise.costs.rivals import by_importance, first_order, noise, output_error, relative_error, signed_gradient
 
 __all__ = [
@@ -19,8 +19,10 @@ __all__ = [
     "fisher_by_window",
     "fit",
     "measured",
+    "measured_by_window",
     "noise",
     "output_error",
+    "predicted",
     "relative_error",
     "signed_gradient",
 ]

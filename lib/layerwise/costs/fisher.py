@@ -24,10 +24,8 @@ from tqdm.auto import tqdm
 
 from layerwise.backbone import devices, structure
 from layerwise.backbone.passes import Head, run_trunk
-from layerwise.backbone.shapes import shape
-from layerwise.costs.tables import Rounding, Table, at_bits, weight_tables
+from layerwise.costs.tables import Rounding, Table, weight_tables
 from layerwise.evaluation.comparison import check_windows
-from layerwise.plans import Plan
 
 CELL = 64  # weights of a row whose squared gradients are summed, and whose squared errors are averaged
 LOGITS = 2**28  # bytes of float32 logits at once
@@ -39,11 +37,10 @@ def fisher(
     quantizer: str | Callable,
     widths: Sequence[int | None],
     seed: int = 0,
-    at: Plan | None = None,
 ) -> np.ndarray:
     """Predicted KL(dense || rounded) of each matrix at each width alone, in nats per token; the mean of
     `fisher_by_window`, which has parameters, errors and memory."""
-    return fisher_by_window(model, tokens, quantizer, widths, seed, at).mean(axis=0)
+    return fisher_by_window(model, tokens, quantizer, widths, seed).mean(axis=0)
 
 
 def fisher_by_window(
@@ -52,7 +49,6 @@ def fisher_by_window(
     quantizer: str | Callable,
     widths: Sequence[int | None],
     seed: int = 0,
-    at: Plan | None = None,
 ) -> np.ndarray:
     """What `fisher` averages: predicted nats from each window alone.
 
@@ -68,9 +64,6 @@ def fisher_by_window(
         Bits; None is weights that stay as they are.
     seed
         Of the words that are drawn from the model, and of the signs.
-    at
-        The plan whose rounded model gradients are taken of; None is the dense model. At few bits errors of one matrix
-        make those of others count more, which only the rounded model knows.
 
     Returns
     -------
@@ -87,16 +80,14 @@ def fisher_by_window(
     Notes
     -----
     Memory beside the model: the activations of one window, the gradient of one matrix at a time, that of the embedding
-    and that of the head, and of each matrix what is rounded off, in float16, for every 64th weight and each width. With
-    `at`, a copy of the weights.
+    and that of the head, and of each matrix what is rounded off, in float16, for every 64th weight and each width.
     """
     check_windows(model, tokens)
     each, rounding = weight_tables(model), Rounding(quantizer, widths)
     errors = [_errors(table.weight, rounding) for table in tqdm(each, desc="rounding", leave=False, delay=5)]
     found = np.zeros((len(tokens), len(each), len(widths)))
     generator = torch.Generator(devices.entrance(model)).manual_seed(seed)
-    bits = [None] * len(each) if at is None else at.bits_by_part(shape(model))
-    with structure.evaluating(model), _frozen(model, each), at_bits(each, rounding, bits):
+    with structure.evaluating(model), _frozen(model, each):
         for n, window in enumerate(tqdm(tokens, desc="gradients", unit="window", leave=False, disable=None)):
 
             def use(j: int, gradient: Tensor, n=n) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from layerwise.backbone.shapes import shape
 from layerwise.backbone.structure import positions
 from layerwise.compression.compress import compress
-from layerwise.costs.fisher import fisher
+from layerwise.costs.measured import predicted
 from layerwise.evaluation.comparison import Comparison, compare, size
 from layerwise.plans import Plan, allocate, by_part, number_of_bytes, told_bytes
 from layerwise.quantization import quantizer as by_name
@@ -80,7 +80,7 @@ def fit(
     tokenizer,
     bytes: int | str,
     quantizer: str | Callable = "rtn",
-    cost: Callable = fisher,
+    cost: Callable = predicted,
     *,
     corpus: str = "wikitext2",
     data=None,
@@ -126,9 +126,9 @@ def fit(
     asked, known, how = number_of_bytes(bytes), shape(model), by_name(quantizer)
     spent, seconds, start = context * known.cache_bytes, {}, time.perf_counter()
 
-    def report(plan: Plan, taken: int, predicted: float, quality: Comparison | None) -> Report:
+    def report(plan: Plan, taken: int, told: float, quality: Comparison | None) -> Report:
         per_weight = 8 * taken / known.total_parameters
-        return Report(asked, context, taken, spent, known.total_bytes, per_weight, predicted, quality, corpus, seconds)
+        return Report(asked, context, taken, spent, known.total_bytes, per_weight, told, quality, corpus, seconds)
 
     if known.total_bytes + spent <= asked:
         plan = by_part(known, [None] * len(known.parts))
@@ -140,7 +140,7 @@ def fit(
     seconds["costs"], start = time.perf_counter() - start, time.perf_counter()
     stored = getattr(how, "stored", None)
     plan = allocate(known, costs, asked, choices, stored, fused=fused, floors=least, context=context)
-    predicted = sum(row[choices.index(bits)] for row, bits in zip(costs, plan.bits_by_part(known), strict=True))
+    told = sum(row[choices.index(bits)] for row, bits in zip(costs, plan.bits_by_part(known), strict=True))
     seconds["plan"], start = time.perf_counter() - start, time.perf_counter()
     small = compress(model, plan, calibration if getattr(how, "needs_tokens", False) else None, how)
     seconds["compressing"], start = time.perf_counter() - start, time.perf_counter()
@@ -152,7 +152,7 @@ def fit(
         )
     quality = compare(small, model, test)
     seconds["comparing"] = time.perf_counter() - start
-    return Fitted(small, plan, report(plan, taken, float(predicted), quality))
+    return Fitted(small, plan, report(plan, taken, float(told), quality))
 
 
 def _widths(quantizer: Callable) -> list[int | None]:

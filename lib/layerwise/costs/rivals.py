@@ -11,6 +11,7 @@ Memory beside the model: a few copies of its weights, of `output_error` one for 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -103,25 +104,30 @@ def first_order(model: nn.Module, tokens: Tensor, quantizer: Quantizer, widths: 
 
 
 def signed_gradient(model: nn.Module, tokens: Tensor, quantizer: Quantizer, widths: Widths) -> np.ndarray:
-    """mlx-lm's dynamic quantization: `<g, W_b - W_low>`, where `g` is the gradient of KL(dense || low) of the model
-    with all at the least width. Below zero, most often: what raising a matrix to `b` bits wins."""
+    """mlx-lm's dynamic quantization: `<g, W_high - W_low>`, where `g` is the gradient of KL(dense || low) of the model
+    with all at the lower of two widths; negative where more bits win.
+
+    That is for two widths. Here each is raised to the next one so, from the model with all at that width, and what is
+    won on the way is added up. A pass forward and back for each width.
+    """
     check_windows(model, tokens)
-    each, rounding, head = weight_tables(model), Rounding(quantizer, widths), Head(model)
+    each, rounding = weight_tables(model), Rounding(quantizer, widths)
     with torch.inference_mode(), structure.evaluating(model):
-        passed = (Passes(model, window[None]).run(0, list(structure.blocks(model))) for window in tokens)
-        wanted = [head(read, read.last_hidden_state[0, :-1]).float().log_softmax(-1) for read in passed]
-    dense = iter([each.clone() for each in wanted])
+        wanted = [model(input_ids=w[None].to(devices.entrance(model)), use_cache=False).logits[0, :-1] for w in tokens]
+    steps = sorted(range(len(widths)), key=lambda k: widths[k] or np.inf)
+    found = np.zeros((len(each), len(widths)))
+    for low, high in pairwise(steps):
+        dense = iter([logits.clone().float().log_softmax(-1) for logits in wanted])
 
-    def divergence(logits: Tensor, window: Tensor) -> Tensor:
-        return F.kl_div(logits[:-1].log_softmax(-1), next(dense), reduction="batchmean", log_target=True)
+        def divergence(logits: Tensor, window: Tensor, dense=dense) -> Tensor:
+            return F.kl_div(logits[:-1].log_softmax(-1), next(dense), reduction="batchmean", log_target=True)
 
-    low = min(bits for bits in widths if bits is not None)
-    with at_bits(each, rounding, [low] * len(each)) as own:
-        found = []
-        for table, weight, gradient in zip(each, own, _gradients(model, each, tokens, divergence), strict=True):
-            lowest = table.weight.detach().float()
-            found.append([(gradient.float() * (rounding.at(weight, bits) - lowest)).sum().item() for bits in widths])
-    return np.array(found)
+        with at_bits(each, rounding, [widths[low]] * len(each)) as own:
+            gradients = _gradients(model, each, tokens, divergence)
+            for j, (table, weight, gradient) in enumerate(zip(each, own, gradients, strict=True)):
+                raised = rounding.at(weight, widths[high]) - table.weight.detach().float()
+                found[j, high] = found[j, low] + (gradient.float() * raised).sum().item()
+    return found
 
 
 def output_error(model: nn.Module, tokens: Tensor, quantizer: Quantizer, widths: Widths) -> np.ndarray:

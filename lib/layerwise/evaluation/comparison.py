@@ -139,7 +139,19 @@ def compare(a: nn.Module, b: nn.Module | Reference, tokens: Tensor, batch: int =
 def window_differences(
     a: nn.Module, b: nn.Module | Reference, tokens: Tensor, batch: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `compare` averages, for each window of `tokens` `[n, length]`: (loss, KL), float64 `[n]` each."""
+    """What `compare` averages, for each window.
+
+    Parameters
+    ----------
+    a, b, tokens, batch
+        As for `compare`; errors are those of it too.
+
+    Returns
+    -------
+    loss, kl
+        float64 `[n]` each, in nats per predicted token: loss of `a` minus that of `b`, positive = `a` is worse, and
+        KL(b || a).
+    """
     known = b if isinstance(b, Reference) else None
     b = b if known is None else known.model
     check_windows(a, tokens)
@@ -162,7 +174,13 @@ def window_differences(
 
 
 def window_losses(model: nn.Module, tokens: Tensor, batch: int = 8) -> Tensor:
-    """Mean loss of each window in nats per predicted token, `[n, length] -> float64 [n]`."""
+    """Mean loss of each window in nats per predicted token, float64 `[n]`.
+
+    Parameters
+    ----------
+    model, tokens, batch
+        As for `perplexity`; errors are those of it too.
+    """
     check_windows(model, tokens)
     head = passes.Head(model)
     with torch.inference_mode(), structure.evaluating(model):

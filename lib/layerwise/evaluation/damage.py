@@ -28,7 +28,19 @@ Kind = str | Callable[[nn.Module], nn.Module]
 
 
 def by_block(model: nn.Module, tokens: Tensor, kinds: Sequence[Kind] = KINDS, batch: int = 8) -> pd.DataFrame:
-    """Damage by block with 95 % intervals over windows; the same as `summary(by_window(...))`."""
+    """Damage by block with 95 % intervals over windows; the same as `summary(by_window(...))`.
+
+    Parameters
+    ----------
+    model, tokens, kinds, batch
+        As for `by_window`; errors are those of it too.
+
+    Returns
+    -------
+    rows
+        A row for each kind and block: kl, kl_low, kl_high, loss, loss_low, loss_high, in nats per predicted token,
+        higher = worse.
+    """
     return summary(by_window(model, tokens, kinds, batch))
 
 
@@ -157,7 +169,27 @@ def summary(windows: pd.DataFrame) -> pd.DataFrame:
 
 
 def matrix(windows: pd.DataFrame, kind: str, measure: str = "kl") -> np.ndarray:
-    """Rows of `by_window` -> damage of one kind, float64 `[L, n]`: what `stats.rank_correlation` resamples."""
+    """The damage of one kind, as `stats.rank_correlation` resamples it.
+
+    Parameters
+    ----------
+    windows
+        Rows of `by_window`.
+    kind
+        The name of one of its kinds.
+    measure
+        "kl" or "loss", in nats per predicted token, higher = worse.
+
+    Returns
+    -------
+    damage
+        float64 `[L, n]`, by block and window.
+
+    Raises
+    ------
+    ValueError
+        For a kind that wasn't measured.
+    """
     chosen = windows[windows["kind"] == kind]
     if chosen.empty:
         raise ValueError(f"no damage of the kind {kind!r} was measured; there is {', '.join(windows['kind'].unique())}")
@@ -165,9 +197,19 @@ def matrix(windows: pd.DataFrame, kind: str, measure: str = "kl") -> np.ndarray:
 
 
 def divergence(model: nn.Module, tokens: Tensor, kind: Kind = "2 bits", batch: int = 8) -> np.ndarray:
-    """Damage of a kind to each block alone in each window of `tokens` `[n, length]`: float64 `[L, n]`, higher = worse.
+    """The damage that each block does alone, in the form that `Study.values` takes.
 
-    KL(dense || damaged) in nats per predicted token, as `by_window` measures it; errors as there.
+    Parameters
+    ----------
+    model, tokens, batch
+        As for `by_window`; errors are those of it too.
+    kind
+        One of its kinds.
+
+    Returns
+    -------
+    damage
+        float64 `[L, n]`, by block and window: KL(dense || damaged) in nats per predicted token, higher = worse.
     """
     return matrix(by_window(model, tokens, [kind], batch), _label(kind))
 

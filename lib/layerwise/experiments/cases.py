@@ -121,11 +121,11 @@ class Runner:
         """What functions give, a row per block: `value`, with low and high if measured, or w0, w1, ... by window."""
         yield from self._each(cases, lambda case: _by_block(case.function(self.model, case.tokens)))
 
-    def quality(self, cases: Iterable[Case]) -> Iterator[Outcome]:
+    def quality(self, cases: Iterable[Case], windows: str = "loss") -> Iterator[Outcome]:
         """Loss minus the dense model's and divergence from it, in nats: a row per case, w0, w1, ... by window."""
         for by_block, group in _groups(cases):
             if not by_block:
-                yield from self._each(group, self._quality)
+                yield from self._each(group, partial(self._quality, windows=windows))
                 continue
             try:
                 assembly = self._assembly(group)
@@ -135,7 +135,7 @@ class Runner:
             for _, same in groupby(group, key=lambda case: id(case.text)):
                 same = list(same)
                 for start in range(0, len(same), TOGETHER):
-                    yield from self._compared(assembly, same[start : start + TOGETHER])
+                    yield from self._compared(assembly, same[start : start + TOGETHER], windows)
 
     def answers(self, cases: Iterable[Case], items: int | None, data=None) -> Iterator[Outcome]:
         """What items of a case's `task` are answered: a row per case, in `right` a + or a - for each item."""
@@ -164,7 +164,7 @@ class Runner:
         widths = {bits for layer in layers for bits in (layer.bits, *dict(layer.matrices or ()).values())}
         return Assembly(self.model, sorted(widths - {None}), group[0].quantizer)
 
-    def _compared(self, assembly, part: list[Case]):
+    def _compared(self, assembly, part: list[Case], windows: str):
         began = time.perf_counter()
         try:
             loss, kl = assembly.compare([case.plan for case in part], part[0].text)
@@ -173,7 +173,7 @@ class Runner:
             return
         seconds = round((time.perf_counter() - began) / len(part), 3)
         for case, *measured in zip(part, loss, kl, strict=True):
-            yield case, [_row(*measured) | case.sizes(self.shape) | {"seconds": seconds}]
+            yield case, [_row(*measured, windows) | case.sizes(self.shape) | {"seconds": seconds}]
 
     def _each(self, cases: Iterable, measure: Callable[..., list[dict]]):
         for case in cases:
@@ -186,12 +186,12 @@ class Runner:
             seconds = round(time.perf_counter() - began, 3)
             yield case, [row | {"seconds": seconds} for row in rows]
 
-    def _quality(self, case: Case) -> list[dict]:
+    def _quality(self, case: Case, windows: str) -> list[dict]:
         reference = self._dense_reference(case.text)
         with self._compressed(case) as model:
             measured = evaluation.window_differences(model, reference, case.text)
             stored = evaluation.size(model).bytes  # how many outliers there are isn't planned to the last one
-        return [_row(*measured) | case.sizes(self.shape) | {"bytes": stored}]
+        return [_row(*measured, windows) | case.sizes(self.shape) | {"bytes": stored}]
 
     @contextmanager
     def _compressed(self, case: Case) -> Iterator[nn.Module]:
@@ -255,12 +255,13 @@ def _by_block(values) -> list[dict]:
     return [{"block": i} | row for i, row in enumerate(windows)]
 
 
-def _row(loss, kl) -> dict:
-    row = {}
-    for name, values in {"loss": loss, "kl": kl}.items():
+def _row(loss, kl, windows: str) -> dict:
+    """Means with their intervals, and `windows` of them one by one: those of the "loss" or of the "kl"."""
+    row, both = {}, {"loss": loss, "kl": kl}
+    for name, values in both.items():
         three = [round(float(value), 7) for value in stats.mean(values)]
         row |= dict(zip([name, f"{name}_low", f"{name}_high"], three, strict=True))
-    return row | {f"w{i}": round(float(value), 6) for i, value in enumerate(loss)}
+    return row | {f"w{i}": round(float(value), 6) for i, value in enumerate(both[windows])}
 
 
 def filled(row: Mapping, case: Case | Function, shape) -> dict:

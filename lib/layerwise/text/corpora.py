@@ -93,8 +93,17 @@ def tokens(tokenizer, name="world", split="calibration", n=128, length=None, see
 def about(tokenizer, name, bos=True) -> dict:
     """What windows of `tokens` depend on besides its other arguments, for what rows say of their run.
 
-    `bos`, whether they begin with the tokenizer's own token, where it has one; of a local file its hash. Empty for the
-    world read by its own tokenizer, and for published corpora, copies included: their text is known by their name.
+    Parameters
+    ----------
+    tokenizer, name, bos
+        As for `tokens`.
+
+    Returns
+    -------
+    about
+        `bos`, whether windows begin with the tokenizer's own token, where it has one; `file`, the hash of a local file.
+        Empty for the world read by its own tokenizer, and where a tokenizer has no such token for published corpora,
+        copies included: their text is known by their name.
     """
     found = {}
     if _begin(tokenizer, str(name)):
