@@ -140,6 +140,8 @@ def test_verdicts_are_those_of_the_library(any_engine, tmp_path, shapes):
         least = by_part(shape, [2] * len(shape.parts)).predicted_bytes(shape)
         verdict = "dense" if shape.total_bytes + cache <= budget else "fitted" if least + cache <= budget else "none"
         assert (found["verdict"], found["budget"], found["cache"]) == (verdict, budget, cache)
+        own = found["own"]
+        assert own is None or least + cache <= own <= budget - found["unpacked"]
         assert found["fitted"]["perWeight"] == pytest.approx(8 * (budget - cache) / shape.total_parameters)
         for way in found["ways"]:
             assert way["fits"] == (way["bytes"] + cache <= budget)
@@ -166,6 +168,8 @@ def test_what_fits_by_need_is_what_can_be_allocated(any_engine, tmp_path, shapes
             allocated()
     else:
         assert 0.98 * found["fitted"]["bytes"] < allocated() <= found["fitted"]["bytes"]
+        sizes = [by_part(shape, [bits] * len(shape.parts)).predicted_bytes(shape) for bits in widths[:-1]]
+        assert found["fitted"]["budget"] == pytest.approx(np.interp(found["fitted"]["bytes"], sizes, widths[:-1]))
     assert (found["verdict"] == "none") == (card < 1.15)
 
 
@@ -189,13 +193,13 @@ def measured(tmp_path):
     (folder / planner.MEASURED.parent).mkdir(parents=True)
     shutil.copy(ROOT / planner.MODELS, folder / planner.MODELS)
     rows = [
-        ("6L", 0, "fisher", "rtn", 4, 0.01, 0.009, 0.011),
-        ("packaged/real", 0, "fisher", "rtn", 4, 0.2, 0.15, 0.25),
-        ("packaged/real", 1, "fisher", "rtn", 4, 0.4, 0.35, 0.45),
-        ("packaged/real", 0, "fisher", "rtn", 3, 1.5, 1.4, 1.6),
-        ("packaged/real", 0, "fisher", "hqq", 4, 9, 9, 9),
-        ("packaged/real", 0, "noise", "rtn", 4, 9, 9, 9),
-        ("packaged/real", 0, "uniform", "rtn", 4.25, 0.7, 0.6, 0.8),
+        ("6L", 0, "lw.fit", "rtn", 4, 0.01, 0.009, 0.011),
+        ("packaged/real", 0, "lw.fit", "rtn", 4, 0.2, 0.15, 0.25),
+        ("packaged/real", 1, "lw.fit", "rtn", 4, 0.4, 0.35, 0.45),
+        ("packaged/real", 0, "lw.fit", "rtn", 3, 1.5, 1.4, 1.6),
+        ("packaged/real", 0, "lw.fit", "hqq", 4, 9, 9, 9),
+        ("packaged/real", 0, "Fisher", "rtn", 4, 9, 9, 9),
+        ("packaged/real", 0, "uniform", "rtn", 4, 0.7, 0.6, 0.8),
     ]
     with open(folder / planner.MEASURED, "w", newline="") as file:
         fields = ["model", "draw", "cost", "quantizer", "budget", "kl", "kl_low", "kl_high"]
@@ -207,13 +211,13 @@ def test_quality_is_the_mean_over_samples_within_all_their_intervals(measured):
     real, ours = planner.quality(measured)
     assert real == {
         "model": "real", "pretrained": True,
-        "fisher": [[3, 1.5, 1.4, 1.6], [4, 0.3, 0.15, 0.45]], "uniform": [[4.25, 0.7, 0.6, 0.8]],
+        "fit": [[3, 1.5, 1.4, 1.6], [4, 0.3, 0.15, 0.45]], "uniform": [[4, 0.7, 0.6, 0.8]],
     }  # fmt: skip
-    assert ours == {"model": "6L", "pretrained": False, "fisher": [[4, 0.01, 0.009, 0.011]]}
+    assert ours == {"model": "6L", "pretrained": False, "fit": [[4, 0.01, 0.009, 0.011]], "uniform": []}
 
 
 def test_quality_is_told_at_the_nearest_budget_below(any_engine, tmp_path, measured):
-    one = "[2.9, 3, 3.99, 4, 16].map(bits => planner.measured(plannerData.quality[0], 'fisher', bits)?.bits)"
+    one = "[2.9, 3, 3.99, 4, 16].map(budget => planner.measured(plannerData.quality[0], 'fit', budget)?.budget)"
     assert evaluate(any_engine, tmp_path, one, planner.script(measured)) == [None, 3, 3, 4, 4]
     none = "planner.measured(plannerData.quality[1], 'uniform', 8)"
     assert evaluate(any_engine, tmp_path, none, planner.script(measured)) is None
@@ -245,8 +249,11 @@ def shown(folder, place="", root=ROOT, do=""):
 def test_a_reader_with_7b_and_6_gb_has_the_answer_at_once(tmp_path, measured):
     page = shown(tmp_path, root=measured)
     assert re.search(r"✓ Qwen2.5-7B fits on 6 GB at [345]\.\d\d bits per weight", page["verdict"])
-    assert "0.3 (0.15 to 0.45) on real at 4 bits" in page["cost"] and "0.01 (0.009 to 0.011) on 6L" in page["cost"]
-    assert re.search(r"Dense\s+15.2 GB\s+✗ no\s+0\s+0", page["ways"]) and re.search(r"✓ yes .*0.7\s", page["ways"])
+    assert re.search(r"budget of 4 bits \(yours: 4\.\d\d\): 0.3 \(0.15 to 0.45\) on real\.", page["cost"])
+    assert "0.01 (0.009 to 0.011) on 6L." in page["cost"]
+    assert re.search(r"Dense\s+15.2 GB\s+✗ no\s+0\s+0", page["ways"])
+    assert re.search(r"3 bits\s+3.21 GB\s+✓ yes\s+31,156\s+–", page["ways"])
+    assert re.search(r"4 bits\s+4.17 GB\s+✓ yes\s+14,556\s+0.7\s", page["ways"])
     words = shlex.split(page["command"].replace("\\\n", " "))
     options = fit_parser().parse_args(words[words.index("layerwise") + 1 :])
     assert (options.name, options.context, number_of_bytes(options.bytes)) == ("Qwen/Qwen2.5-7B", 4096, 5 * 10**9)

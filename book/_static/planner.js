@@ -1,5 +1,5 @@
 // What a model takes on a card, from its configuration. The formulas are those of the library: `lw.shape`,
-// `Plan.predicted_bytes`, `Shape.cache_bytes`, `lw.plans.allocate`. A test holds both equal. Nothing here touches a page.
+// `Plan.predicted_bytes`, `Shape.cache_bytes`. A test holds both equal. Nothing here touches a page.
 "use strict";
 
 (() => {
@@ -85,6 +85,19 @@
     return shape.blocks * of(shape.matrices) + of(shape.ends) + (shape.parameters - few) * shape.size;
   }
 
+  /** Bytes in whole hundredths of a gigabyte, rounded down. */
+  const hundredths = (bytes) => Math.max(0, Math.floor(bytes / (GB / 100) + 1e-6)) * (GB / 100);
+
+  /** The bits at which everything takes so many bytes, in proportion between two widths. */
+  function widthOf(shape, bytes) {
+    const sizes = data.widths.map((bits) => bytesAt(shape, bits));
+    const above = sizes.findIndex((size) => size > bytes);
+    if (above === 0) return data.widths[0];
+    if (above < 0) return data.widths[sizes.length - 1];
+    const share = (bytes - sizes[above - 1]) / (sizes[above] - sizes[above - 1]);
+    return data.widths[above - 1] + share * (data.widths[above] - data.widths[above - 1]);
+  }
+
   /**
    * What fits on a card of so many gigabytes together with keys and values of so many tokens.
    *
@@ -92,36 +105,38 @@
    * hundredths of a gigabyte as its text says; `verdict` is "dense", "fitted" or "none".
    */
   function answer(shape, card, context) {
-    const budget = Math.max(0, Math.floor((card * GB - data.aside) / (GB / 100) + 1e-6)) * (GB / 100);
+    const budget = hundredths(card * GB - data.aside);
     const cache = context * shape.cacheBytes;
-    const perWeight = (bytes) => (8 * bytes) / shape.parameters;
     const ways = [null, ...data.uniform].map((bits) => {
       const bytes = bytesAt(shape, bits);
       const tokens = Math.max(0, Math.floor((budget - bytes) / shape.cacheBytes));
       const fits = bytes + cache <= budget;
-      return { bits, bytes, perWeight: perWeight(bytes), fits, tokens: Math.min(tokens, shape.positions) };
+      return { bits, bytes, fits, tokens: Math.min(tokens, shape.positions) };
     });
-    const least = bytesAt(shape, data.least);
+    const least = bytesAt(shape, data.widths[0]);
     const verdict = ways[0].fits ? "dense" : least + cache <= budget ? "fitted" : "none";
     const left = budget - cache;
+    const unpacked = data.unpacked * shape.largest; // more, while layerwise itself runs it
+    const own = hundredths(budget - unpacked);
     return {
       verdict,
       budget,
       cache,
       ways,
       least,
-      fitted: { bytes: left, perWeight: perWeight(left) },
-      unpacked: data.unpacked * shape.largest, // more, while layerwise runs it
+      fitted: { bytes: left, perWeight: (8 * left) / shape.parameters, budget: widthOf(shape, left) },
+      unpacked,
+      own: least + cache <= own ? own : null, // the budget at which layerwise itself has room to run it
       smallest: data.cards.find((other) => least + cache + data.aside <= other * GB), // card that will do
     };
   }
 
-  /** The measured point of most bits that are no more than these, `{bits, kl, low, high}`; null where there is none. */
-  function measured(model, cost, bits) {
-    const below = (model[cost] ?? []).filter(([at]) => at <= bits);
+  /** What was measured at the largest budget up to this one, `{budget, kl, low, high}`; null where nothing was. */
+  function measured(model, way, budget) {
+    const below = model[way].filter(([at]) => at <= budget);
     if (!below.length) return null;
     const [at, kl, low, high] = below[below.length - 1];
-    return { bits: at, kl, low, high };
+    return { budget: at, kl, low, high };
   }
 
   globalThis.planner = { shapeOf, bytesAt, answer, measured };

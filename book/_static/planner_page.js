@@ -1,5 +1,5 @@
-// The page of the planner: reads the form, shows what `planner.js` answers. Its state is in the address, so that an answer
-// can be linked to: #model=Qwen2.5-7B&card=6&context=4096
+// The page of the planner: reads the form, shows what `planner.js` answers. Its state is in the address, so that an
+// answer can be linked to: #model=Qwen2.5-7B&card=6&context=4096
 "use strict";
 
 (() => {
@@ -12,7 +12,7 @@
 
   const at = (name) => document.getElementById(`planner-${name}`);
   // Found once: the theme's copy buttons give them ids of their own.
-  const blocks = { command: document.querySelector(".planner .command"), python: document.querySelector(".planner .python") };
+  const [command, python] = ["command", "python"].map((kind) => document.querySelector(`.planner .${kind}`));
   const short = (name) => name.split("/").pop();
 
   /** An element with text and elements in it. */
@@ -26,6 +26,7 @@
   const digits = (number) => (number < 10 ? 2 : number < 100 ? 1 : 0);
   const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(digits(bytes / 1e9))} GB`;
   const billions = (count) => (count < 1e9 ? `${Math.round(count / 1e6)}M` : `${+(count / 1e9).toPrecision(3)}B`);
+  const argument = (bytes) => `${+(bytes / 1e9).toFixed(2)}GB`; // as number_of_bytes reads it
   const nats = (value) => `${+value.toPrecision(2)}`;
   const told = (point) => `${nats(point.kl)} (${nats(point.low)} to ${nats(point.high)})`;
 
@@ -53,7 +54,8 @@
   function verdict(name, shape, found, card) {
     const on = `on ${card} GB`;
     if (found.verdict === "dense") {
-      return [make("strong", { class: "yes" }, `${YES} ${short(name)} fits ${on} as it is.`), " Nothing has to be lost."];
+      const fits = make("strong", { class: "yes" }, `${YES} ${short(name)} fits ${on} as it is.`);
+      return [fits, " Nothing has to be lost."];
     }
     const dense = `Dense it takes ${gigabytes(shape.bytes)}`;
     if (found.verdict === "fitted") {
@@ -64,7 +66,7 @@
       ];
     }
     const other = found.smallest ? `A card of ${found.smallest} GB would do.` : "It takes several cards.";
-    const least = `Even ${data.least} bits for every weight take ${gigabytes(found.least)}`;
+    const least = `Even ${data.widths[0]} bits for every weight take ${gigabytes(found.least)}`;
     const keys = found.cache ? `, and keys and values ${gigabytes(found.cache)}` : "";
     return [
       make("strong", { class: "no" }, `${NO} ${short(name)} doesn't fit ${on}.`),
@@ -94,24 +96,31 @@
     return [bar, make("ul", { class: "key", "aria-hidden": "true" }, ...key)];
   }
 
-  /** What was measured at the nearest budget below, a line for each model. */
+  /** What was measured at the nearest budget below, of the pretrained models and of the book's own. */
   function cost(found) {
     if (found.verdict !== "fitted") return [];
-    const bits = found.fitted.perWeight;
-    const points = data.quality.map((model) => [model, measured(model, "fisher", bits)]).filter(([, point]) => point);
     const title = make("strong", {}, "What it costs");
+    const points = data.quality
+      .map((model) => ({ model, point: measured(model, "fit", found.fitted.budget) }))
+      .filter(({ point }) => point);
     if (!points.length) {
-      return [make("p", {}, title, data.quality.length ? ": not measured at so few bits." : ": not measured yet.")];
+      const when = data.quality.length ? "at so small a budget" : "yet";
+      return [make("p", {}, title, `: not measured ${when}.`)];
     }
+    const { budget } = points[0].point;
     const list = (pretrained) =>
       points
-        .filter(([model]) => model.pretrained === pretrained)
-        .map(([model, point]) => `${told(point)} on ${model.model} at ${point.bits} bits`)
-        .join("; ");
+        .filter(({ model }) => model.pretrained === pretrained)
+        .map(({ model, point }) => {
+          const where = point.budget === budget ? "" : ` at ${point.budget}`;
+          return `${told(point)} on ${model.model}${where}`;
+        })
+        .join("; ") || "not measured";
     const promise = make("a", { href: "#what-it-costs" }, "No promise for others.");
+    const at = `, KL in nats per token at a budget of ${budget} bits (yours: ${found.fitted.budget.toFixed(2)}): `;
     return [
-      make("p", {}, title, `: KL in nats per token ${list(true) || "not measured on an LLM"}. `, promise),
-      make("p", { class: "small" }, `This book's models: ${list(false) || "not measured"}.`),
+      make("p", {}, title, at, `${list(true)}. `, promise),
+      make("p", { class: "small" }, `This book's models: ${list(false)}.`),
     ];
   }
 
@@ -119,14 +128,14 @@
   function lines(name, found, context) {
     const load = `import layerwise as lw\n\nmodel, tokenizer = lw.load("${name}"`;
     if (found.verdict === "dense") return ["", `${load})`];
-    const bytes = `${+(found.budget / 1e9).toFixed(2)}GB`;
+    const bytes = argument(found.budget);
     const out = `${short(name)}-${bytes}`;
-    const command = [
+    const pasted = [
       `python -m layerwise fit ${name} \\`,
       `  --bytes ${bytes} --context ${context} \\`,
       `  --device cpu --out ${out}`,
     ];
-    const python = [
+    const called = [
       `${load}, device="cpu")`,
       "fitted = lw.fit(",
       `    model, tokenizer, bytes="${bytes}", context=${context}`,
@@ -134,55 +143,53 @@
       "print(fitted.report)",
       `lw.save(fitted.model, "${out}", tokenizer)`,
     ];
-    return [command.join("\n"), python.join("\n")];
+    return [pasted.join("\n"), called.join("\n")];
   }
 
-  /** What it takes to make the model and to run it by layerwise itself. */
-  function needs(found) {
-    const room = found.fitted.bytes + found.cache + found.unpacked <= found.budget;
-    return (
-      `Making it takes ${gigabytes(found.ways[0].bytes + found.fitted.bytes)} and more of the machine's own memory: the ` +
-      `dense model and the small one. ${room ? `${YES} Layerwise itself can` : `${NO} Layerwise itself can't`} run it on ` +
-      `this card: it unpacks a matrix at a time, which takes ${gigabytes(found.unpacked)} more.`
-    );
+  /** Whether layerwise itself has room to run what it makes, which fills the card but for what is set aside. */
+  function own(found) {
+    const more = `it unpacks a matrix at a time, which takes ${gigabytes(found.unpacked)} more`;
+    const able = found.own ? ` With --bytes ${argument(found.own)} it can.` : "";
+    return `${NO} Layerwise itself can't run this on the card: ${more}.${able}`;
   }
 
   /** Show the lines in the blocks that the theme has given copy buttons. */
   function showLines(name, found, context) {
-    const [command, python] = lines(name, found, context);
+    [command.textContent, python.textContent] = lines(name, found, context);
     at("make").hidden = found.verdict !== "fitted";
     at("more").hidden = found.verdict === "none";
     if (found.verdict === "dense") at("more").open = true;
-    blocks.command.textContent = command;
-    blocks.python.textContent = python;
-    at("needs").textContent = found.verdict === "fitted" ? needs(found) : "";
+    if (found.verdict === "fitted") at("own").textContent = own(found);
   }
 
   /** A line for each width, in a table. */
   function ways(found, context) {
     const real = data.quality.find((model) => model.pretrained);
-    const kl = (name, bits) => {
-      const point = real && measured(real, name, bits);
-      return point ? nats(point.kl) : "–";
+    const lost = (point) => (point ? nats(point.kl) : "–");
+    const byNeed = () => lost(real && measured(real, "fit", found.fitted.budget));
+    const uniform = (bits) => {
+      const point = real && measured(real, "uniform", bits);
+      return lost(point?.budget === bits && point); // that of other bits would say nothing
     };
-    const row = (name, way, tokens, lost) => {
-      const cells = [gigabytes(way.bytes), way.fits ? `${YES} yes` : `${NO} no`, tokens.toLocaleString("en"), lost];
+    const row = (name, way, tokens, kl) => {
+      const cells = [gigabytes(way.bytes), way.fits ? `${YES} yes` : `${NO} no`, tokens.toLocaleString("en"), kl];
       const first = make("th", { scope: "row" }, name);
       return make("tr", { class: way.fits ? "yes" : "no" }, first, ...cells.map((text) => make("td", {}, text)));
     };
     const rows = found.ways.map((way) => {
       const dense = way.bits === null;
-      return row(dense ? "Dense" : `${way.bits} bits`, way, way.tokens, dense ? "0" : kl("uniform", way.perWeight));
+      return row(dense ? "Dense" : `${way.bits} bits`, way, way.tokens, dense ? "0" : uniform(way.bits));
     });
     if (found.verdict === "fitted") {
       const way = { bytes: found.fitted.bytes, fits: true };
-      rows.unshift(row("By need", way, context, kl("fisher", found.fitted.perWeight)));
+      rows.unshift(row("By need", way, context, byNeed()));
     }
     const head = ["Bits", "Weights", "Fits?", "Context up to", "KL"].map((text) => make("th", { scope: "col" }, text));
+    const title = found.verdict === "fitted" ? "By need, and one" : "One";
     const where = real ? `KL on ${real.model}.` : "KL: not measured yet.";
     return [
       make("table", { class: "dataframe" },
-        make("caption", {}, `${found.verdict === "fitted" ? "By need, and one" : "One"} width for everything. ${where}`),
+        make("caption", {}, `${title} width for everything. ${where}`),
         make("thead", {}, make("tr", {}, ...head)),
         make("tbody", {}, ...rows)),
     ];
@@ -200,7 +207,8 @@
       if (other && !at("config").value.trim()) throw new Error("Paste the model's config.json above.");
       const { name, shape } = chosen();
       if (context > shape.positions) {
-        at("wrong").textContent = `${short(name)} is made for ${shape.positions.toLocaleString("en")} tokens at the most.`;
+        const most = shape.positions.toLocaleString("en");
+        at("wrong").textContent = `${short(name)} is made for ${most} tokens at the most.`;
       }
       const found = answer(shape, card, context);
       const shown = [

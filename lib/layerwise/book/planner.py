@@ -24,7 +24,7 @@ ASIDE = 10**9  # bytes of each for the process and its libraries
 # While a matrix of few bits is used, layerwise holds its weights in float32 and in the model's own two bytes.
 UNPACKED = 6  # bytes
 UNIFORM = (8, 6, 4, 3, 2)  # bits
-COSTS = ("fisher", "uniform")  # that of `lw.fit`, and one width for everything
+COSTS = {"fit": "lw.fit", "uniform": "uniform"}  # by need, and one width for everything, as the table calls them
 TEXT = ("name", "model_type", "dtype", "source")
 
 
@@ -42,23 +42,23 @@ def configurations(root: Path) -> list[dict]:
 def quality(root: Path) -> list[dict]:
     """What bits cost on the models that were measured, pretrained ones first; empty where nothing has been measured.
 
-    Each has its `model`, whether it is `pretrained`, and by cost a list of `[bits, kl, low, high]` with rising bits per
-    weight, everything counted. KL is the mean over calibration samples, and low and high are the ends of all their
-    intervals, in nats per token.
+    Each has its `model`, whether it is `pretrained`, and for `fit` and `uniform` a list of `[budget, kl, low, high]`
+    with rising budgets: as many bytes as everything takes at so many bits. KL is in nats per token, with its 95 %
+    interval; where there are several calibration samples, the mean of them and the ends of all their intervals.
     """
     if not (root / MEASURED).is_file():
         return []
     rows = pd.read_csv(root / MEASURED, low_memory=False)
-    rows = rows[(rows["quantizer"] == "rtn") & rows["cost"].isin(COSTS)]
+    rows = rows[(rows["quantizer"] == "rtn") & rows["cost"].isin(COSTS.values())]
     points = rows.groupby(["model", "cost", "budget"], as_index=False).agg(
         kl=("kl", "mean"), low=("kl_low", "min"), high=("kl_high", "max")
     )
     found = []
     for model, part in points.groupby("model"):
-        each = {
-            cost: [[float(f"{value:.4g}") for value in point] for point in some[["budget", "kl", "low", "high"]].values]
-            for cost, some in part.groupby("cost")
-        }
+        each = {}
+        for name, cost in COSTS.items():
+            values = part.loc[part["cost"] == cost, ["budget", "kl", "low", "high"]].values
+            each[name] = [[float(f"{value:.4g}") for value in point] for point in values]
         found.append({"model": Path(model).name, "pretrained": model.startswith("packaged/"), **each})
     return sorted(found, key=lambda one: (not one["pretrained"], len(one["model"]), one["model"]))
 
@@ -71,7 +71,7 @@ def script(root: Path) -> str:
         "aside": ASIDE,
         "unpacked": UNPACKED,
         "uniform": UNIFORM,
-        "least": min(WIDTHS),
+        "widths": WIDTHS,
         "groups": asdict(Grouped()),
         "quality": quality(root),
     }
