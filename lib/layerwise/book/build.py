@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from . import planner
 from .execute import execute
 from .paths import chapters
 from .shown import keep, named_figures
@@ -15,7 +16,8 @@ class BuildError(Exception):
 
 
 def stage(root: Path, executed: dict[str, Path]) -> Path:
-    """Make `_build/stage` hold exactly the configuration, the prose, the executed notebooks and their named figures.
+    """Make `_build/stage` hold exactly the configuration, the prose, the executed notebooks, their named figures, and
+    what the planner computes with.
 
     `executed` maps a chapter's name to its executed copy, which takes the path of its notebook in the repository:
     launch buttons are made from that path. Files that did not change are left alone, so that only changed pages are
@@ -28,6 +30,8 @@ def stage(root: Path, executed: dict[str, Path]) -> Path:
     contents = {target: origin.read_bytes() for target, origin in files.items()}
     for path in executed.values():
         contents |= {folder / "figures" / f"{name}.png": image for name, image in named_figures(path).items()}
+    if (root / "book" / "planner.md").is_file():
+        contents[folder / planner.SCRIPT] = planner.script(root).encode()
     for target, content in contents.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.is_file() or target.read_bytes() != content:
