@@ -39,9 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             context=options.context, fused=options.fused,
         )  # fmt: skip
         print(fitted.report)
-        # An embedded model is computed with in float32, and stored in less.
-        small = fitted.model.to(getattr(model, "stored_dtype", model.dtype))
-        folder = save(small, options.out, tokenizer)
+        folder = save(fitted.model, options.out, tokenizer)
         (folder / "plan.json").write_text(fitted.plan.to_json(), encoding="utf-8")
         print(f"{'saved in':18} {os.path.relpath(folder)}, with its plan in plan.json")
     except (ValueError, ImportError, OSError) as error:

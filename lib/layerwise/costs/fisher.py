@@ -80,7 +80,9 @@ def fisher_by_window(
     Notes
     -----
     Memory beside the model: the activations of one window, the gradient of one matrix at a time, that of the embedding
-    and that of the head, and of each matrix what is rounded off, in float16, for every 64th weight and each width.
+    and that of the head, float32 logits of a few positions (a quarter of a gigabyte, and as much for what is made of
+    them), some float32 copies of a matrix while it is rounded, and of each what is rounded off, in float16, for every
+    64th weight and each width.
     """
     check_windows(model, tokens)
     each, rounding = weight_tables(model), Rounding(quantizer, widths)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor, nn
 
 from layerwise.backbone.shapes import shape
@@ -134,21 +135,31 @@ def fit(
         plan = by_part(known, [None] * len(known.parts))
         return Fitted(model, plan, report(plan, known.total_bytes, 0.0, None))
     choices = _widths(how) if widths is None else list(widths)
-    least = dict(floors or {}) if hasattr(how, "matrix") else {"embedding": DENSE, "head": DENSE} | dict(floors or {})
+    least = dict(floors or {})
+    if not hasattr(how, "matrix"):  # it does the matrices of blocks only
+        if None not in choices:
+            raise ValueError("this quantizer leaves embedding and head as they are: add None to widths")
+        least |= {part.path: DENSE for part in known.parts if part.block is None}
+    stored = getattr(how, "stored", None)
+    widest = by_part(known, [max(choices, key=lambda bits: bits or DENSE)] * len(known.parts))
+    room = min(asked, widest.predicted_bytes(known, stored) + spent)
+    options = {"fused": fused, "floors": least, "context": context}
+    allocate(known, np.zeros((len(known.parts), len(choices))), room, choices, stored, **options)  # or say why not
     calibration, test = _text(model, tokenizer, corpus, data)
     costs = cost(model, calibration, how, choices)
     seconds["costs"], start = time.perf_counter() - start, time.perf_counter()
-    stored = getattr(how, "stored", None)
-    plan = allocate(known, costs, asked, choices, stored, fused=fused, floors=least, context=context)
+    plan = allocate(known, costs, room, choices, stored, **options)
     told = sum(row[choices.index(bits)] for row, bits in zip(costs, plan.bits_by_part(known), strict=True))
     seconds["plan"], start = time.perf_counter() - start, time.perf_counter()
-    small = compress(model, plan, calibration if getattr(how, "needs_tokens", False) else None, how)
+    small = compress(model, plan, None if hasattr(how, "block") else calibration, how)
+    if (stored_in := getattr(model, "stored_dtype", model.dtype)) != model.dtype:
+        small = small.to(stored_in)  # what `lw.save` stores, and what is measured
     seconds["compressing"], start = time.perf_counter() - start, time.perf_counter()
     taken = size(small).bytes
     if taken + spent > asked:
-        raise RuntimeError(
-            f"the model takes {told_bytes(taken)}, which is more than the plan said: the quantizer's `stored` counts "
-            "less than it stores"
+        raise ValueError(
+            f"the model takes {told_bytes(taken)}, more than the plan said: the quantizer stores more than its "
+            "`stored` counts, or has none"
         )
     quality = compare(small, model, test)
     seconds["comparing"] = time.perf_counter() - start

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from layerwise.backbone import structure
 from layerwise.backbone.passes import Head, Passes
 from layerwise.costs.fisher import fisher
-from layerwise.costs.tables import Rounding, replaced, weight_tables
+from layerwise.costs.tables import Rounding, dense_windows, replaced, weight_tables
 from layerwise.evaluation import predictions
 from layerwise.evaluation.comparison import check_windows
 
@@ -26,14 +26,16 @@ def predicted(
 
     That of `fisher` for matrices in blocks; embedding and head are measured at 4 bits and fewer. These are the largest
     tables, and at 2 bits the errors of an embedding, which all blocks read, aren't small any more. It takes a pass
-    forward and back over the tokens, and one forward for each of these widths and tables. Parameters, result and errors
-    are those of `fisher_by_window`, of which it has the mean.
+    forward and back over the tokens, one forward, and one for each of these widths and tables. Parameters and errors
+    are those of `fisher_by_window`; the result, float64 `[parts, widths]`, is a mean over windows as that of `fisher`.
     """
     found = fisher(model, tokens, quantizer, widths, seed)
     ends = [j for j, table in enumerate(weight_tables(model)) if table.block is None]
     few = [k for k, bits in enumerate(widths) if bits is not None and bits <= FEW]
-    alone = measured_by_window(model, tokens, quantizer, [widths[k] for k in few], only=ends).mean(axis=0)
-    found[np.ix_(ends, few)] = alone[ends]
+    if ends and few:
+        low = [widths[k] for k in few]
+        alone = measured_by_window(model, tokens, quantizer, low, batch=1, only=ends).mean(axis=0)
+        found[np.ix_(ends, few)] = alone[ends]
     return found
 
 
@@ -84,7 +86,7 @@ def measured_by_window(
     -----
     It takes a pass over the tokens for each part and width, from the block of the part on: half of that on average. For
     a model of 200 matrices and 5 widths that is some 500 whole passes. Memory beside the model: the hidden states that
-    enter each block and the dense model's logits, of a batch.
+    enter each block and the dense model's logits, of a batch, and a float32 copy or two of the table that is rounded.
     """
     check_windows(model, tokens)
     each, rounding = weight_tables(model), Rounding(quantizer, widths)
@@ -99,8 +101,7 @@ def measured_by_window(
     ):
         for start, part in zip(range(0, len(tokens), batch), parts, strict=True):
             passes = Passes(model, part)
-            dense = predictions.windows(head, passes.run(0, blocks))
-            predictions.keep_logits(dense, predictions.room(model))
+            dense = dense_windows(model, head, passes.run(0, blocks))
             for j, table in ((j, each[j]) for j in chosen):
                 for k, bits in enumerate(widths):
                     if bits is not None:

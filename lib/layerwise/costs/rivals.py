@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from layerwise.backbone import devices, structure
 from layerwise.backbone.passes import Head, Passes
-from layerwise.costs.tables import Rounding, Table, at_bits, replaced, weight_tables
+from layerwise.costs.tables import Rounding, Table, at_bits, dense_windows, replaced, weight_tables
 from layerwise.evaluation import predictions
 from layerwise.evaluation.comparison import check_windows
 
@@ -73,12 +73,13 @@ def noise(model: nn.Module, tokens: Tensor, quantizer: Quantizer, widths: Widths
     squares, factors = np.square(SIZES), []
     with torch.inference_mode(), structure.evaluating(model):
         passes = Passes(model, tokens)
-        dense = predictions.windows(head, passes.run(0, blocks))
-        predictions.keep_logits(dense, predictions.room(model))
+        dense = dense_windows(model, head, passes.run(0, blocks))
         for table in tqdm(each, desc="noise", unit="matrix", leave=False, disable=None):
             weight, found = table.weight.detach().float(), []
             for size in SIZES:
-                added = torch.empty_like(weight).normal_(generator=generator) * size * weight.square().mean().sqrt()
+                # By row: rows of an embedding differ in size, and rounding, which goes by groups, respects that.
+                spread = size * weight.square().mean(dim=1, keepdim=True).sqrt()
+                added = torch.empty_like(weight).normal_(generator=generator) * spread
                 with replaced(table, weight + added):
                     read = passes.run(table.block or 0, blocks[table.block or 0 :], keep=False)
                     kl = predictions.differences(predictions.windows(head, read), dense, tokens)[1]
@@ -144,7 +145,10 @@ def output_error(model: nn.Module, tokens: Tensor, quantizer: Quantizer, widths:
 
             def use(gradient):
                 for k, error in enumerate(errors[j]):
-                    changed = F.embedding(entered, error) if isinstance(module, nn.Embedding) else entered @ error.T
+                    if isinstance(module, nn.Embedding):
+                        changed = F.embedding(entered, error) * getattr(module, "embed_scale", 1)  # Gemma's
+                    else:
+                        changed = entered @ error.T
                     found[j, k] += (gradient.detach().float() * changed.float()).square_().sum().item()
 
             output.register_hook(use)

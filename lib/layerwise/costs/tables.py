@@ -8,10 +8,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from layerwise.backbone.devices import check_present
+from layerwise.backbone.passes import Head
 from layerwise.backbone.shapes import shape
 from layerwise.backbone.structure import blocks, is_sliced, linears, weight_matrix
+from layerwise.evaluation import predictions
 from layerwise.quantization import RTN
 from layerwise.quantization import quantizer as by_name
 from layerwise.quantization.packed import dequantized
@@ -59,7 +62,8 @@ class Rounding:
         self.widths = list(widths)
         has = getattr(found, "widths", self.widths)
         if strange := [bits for bits in self.widths if bits is not None and bits not in has]:
-            raise ValueError(f"{found.name} has no {strange[0]} bits; it has {', '.join(map(str, has))}")
+            name = getattr(found, "name", "the quantizer")
+            raise ValueError(f"{name} has no {strange[0]} bits; it has {', '.join(map(str, has))}")
 
     def at(self, weight: Tensor, bits: int | None) -> Tensor:
         """The weights `[rows, columns]` that the matrix at so many bits stands for, float32."""
@@ -68,6 +72,18 @@ class Rounding:
     def error(self, weight: Tensor, bits: int | None) -> Tensor:
         """What is rounded off, float32 `[rows, columns]`."""
         return weight.detach().float() - self.at(weight, bits)
+
+
+def dense_windows(model: nn.Module, head: Head, read: ModelOutput) -> list[predictions.Window]:
+    """What a dense model predicts, its logits kept: made later, they would be those of a head that is rounded by then.
+
+    Raises ValueError where they have no room.
+    """
+    windows = predictions.windows(head, read)
+    predictions.keep_logits(windows, predictions.room(model))
+    if any(window.kept is None for window in windows):
+        raise ValueError("logits of so many windows take more than half of the free memory: take fewer at once")
+    return windows
 
 
 @contextmanager

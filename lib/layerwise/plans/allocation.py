@@ -85,8 +85,8 @@ def allocate(
 
     Notes
     -----
-    The optimum is exact, to the solver's tolerance of a millionth of the total cost, so that methods of predicting
-    costs differ in their costs only. Thresholds and greedy fillings, which others use, approximate it.
+    The optimum is exact, to the solver's tolerance of about a millionth, so that methods of predicting costs differ in
+    their costs only. Thresholds and greedy fillings, which others use, approximate it.
     """
     budget = number_of_bytes(bytes)
     table = np.array(costs, float)
@@ -214,6 +214,10 @@ class _Program:
             raise ValueError(self._range(budget, fixed))
         if found[1] < NEAR * budget - fixed and self._best(room, np.inf) is None:
             raise ValueError(self._range(budget, fixed))
+        if self.costs[self.may].min() >= 0:
+            # The solver's tolerance is a share of the dearest choice. What is dearer than the whole plan is out of it.
+            self.may &= self.costs <= np.where(self.may, self.costs, 0) @ found[0]
+            found = self._best(min(found[1], NEAR * budget - fixed), room) or found
         x = found[0]
         classes = x[: np.prod(self.shape)].reshape(self.shape)
         return classes.argmax(1), set(np.flatnonzero(x[classes.size :]).tolist())
