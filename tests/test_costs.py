@@ -181,3 +181,106 @@ def test_fit_is_a_command_too(tmp_path, capsys):
     (tmp_path / "other" / "notes.txt").write_text("mine", encoding="utf-8")
     assert main(["fit", "embedded/6L", "--bytes", "1 MB", "--out", str(tmp_path / "other")]) == 1
     assert "is not a model: choose another folder" in capsys.readouterr().err
+
+
+def loss(model, tokens):
+    return sum(model(window[None], labels=window[None]).loss for window in tokens) / len(tokens)
+
+
+def test_first_order_is_the_error_times_the_gradient_of_the_rounded_model():
+    model, rounding = uneven(), Rounding(QUANTIZER, WIDTHS)
+    found = lw.costs.first_order(model, TOKENS, QUANTIZER, WIDTHS)
+    dense = [table.weight.clone() for table in weight_tables(model)]
+    for table in weight_tables(model):
+        table.weight.data.copy_(rounding.at(table.weight, 2))
+    weights = [table.module.weight.requires_grad_() for table in weight_tables(model)]
+    gradients = torch.autograd.grad(loss(model, TOKENS), weights)
+    changes = [own - table.weight for own, table in zip(dense, weight_tables(model), strict=True)]
+    expected = [(g * change).abs().sum().item() for g, change in zip(gradients, changes, strict=True)]
+    assert found[:, 0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_output_error_is_the_gradient_of_what_is_put_out_times_its_change():
+    model, rounding = uneven("gemma2"), Rounding(QUANTIZER, WIDTHS)
+    found = lw.costs.output_error(model, TOKENS, QUANTIZER, WIDTHS)
+    tables, expected = weight_tables(model), []
+    model.get_input_embeddings().weight.requires_grad_(True)
+    for j in (0, 6, len(tables) - 1):
+        kept = []
+        modules = [tables[j].module, *([model.get_output_embeddings()] if tables[j].block is None else [])]
+        handles = [
+            module.register_forward_hook(lambda m, args, y, kept=kept: kept.append((m, args[0], y)))
+            for module in modules
+        ]
+        value = loss(model, TOKENS)
+        for handle in handles:
+            handle.remove()
+        gradients = torch.autograd.grad(value, [y for *_, y in kept])
+        own = tables[j].weight.detach().clone()
+        total = 0.0
+        for (module, entered, before), gradient in zip(kept, gradients, strict=True):
+            module.weight.data.copy_(rounding.at(own, 2))
+            with torch.no_grad():
+                total += (gradient * (module(entered) - before)).square().sum().item()
+            module.weight.data.copy_(own)
+        expected.append(total)
+    assert [found[j, 0] for j in (0, 6, len(tables) - 1)] == pytest.approx(expected, rel=1e-4)
+
+
+def test_noise_is_scaled_to_what_it_costs():
+    model = uneven()
+    tokens = random_tokens(8, 24)
+    found = lw.costs.noise(model, tokens, QUANTIZER, (6, None))
+    alone = lw.costs.measured(model, tokens, QUANTIZER, (6, None))
+    assert np.corrcoef(np.log(found[:, 0]), np.log(alone[:, 0]))[0, 1] > 0.8
+    assert np.median(found[:, 0] / alone[:, 0]) == pytest.approx(1, abs=0.6)
+
+
+def test_blocks_that_a_score_calls_important_cost_more():
+    model = tiny()
+    shape = lw.shape(model)
+    alike = lw.costs.relative_error(model, None, QUANTIZER, (2, None))
+    costs = lw.costs.by_importance(lambda model, tokens: [3, 1, 2])(model, None, QUANTIZER, (2, None))
+    factors = costs[:, 0] / alike[:, 0]
+    by_block = [factors[[part.block == i for part in shape.parts]] for i in range(3)]
+    assert [each[0] for each in by_block] == pytest.approx([1, 1 / 3, 2 / 3])
+    assert all(each == pytest.approx(each[0]) for each in by_block) and factors[-1] == pytest.approx(2 / 3)
+
+
+def test_more_bits_win_what_the_divergence_falls_by():
+    model = uneven()
+    costs = lw.costs.signed_gradient(model, TOKENS, QUANTIZER, (6, 8))
+    low, high = (
+        lw.compress(model, lw.plans.by_part(lw.shape(model), [bits] * len(costs)), quantizer=QUANTIZER)
+        for bits in (6, 8)
+    )
+    fell = lw.compare(low, model, TOKENS).kl - lw.compare(high, model, TOKENS).kl
+    assert -costs[:, 1].sum() == pytest.approx(2 * fell, rel=0.35)  # of a parabola the slope at its end is twice that
+
+
+def test_what_a_rounded_head_costs_needs_the_dense_models_logits(monkeypatch):
+    monkeypatch.setattr("layerwise.evaluation.predictions.room", lambda model: 0)
+    for cost in (lw.costs.measured, lw.costs.predicted, lw.costs.noise):
+        with pytest.raises(ValueError, match="take fewer at once"):
+            cost(tiny(), TOKENS, QUANTIZER, WIDTHS)
+
+
+def test_fit_of_a_model_that_is_computed_in_float32_is_saved_at_the_size_that_was_asked(tmp_path):
+    model, tokenizer = lw.load("embedded/6L")
+    fitted = lw.fit(model, tokenizer, "3.2 MB", corpus="world")
+    lw.save(fitted.model, tmp_path / "small")
+    assert lw.size(lw.load(tmp_path / "small")[0]).bytes == fitted.report.bytes
+    names = 40_000  # what the file says of its tensors
+    assert (tmp_path / "small" / "packed.safetensors").stat().st_size <= 3_200_000 + names
+
+
+def test_what_can_not_be_is_told_before_costs_are_computed():
+    model, tokenizer = lw.load("embedded/6L")
+
+    def cost(*given):
+        raise AssertionError("costs were computed")
+
+    with pytest.raises(ValueError, match="no plan takes 1 kB"):
+        lw.fit(model, tokenizer, "1 kB", cost=cost, corpus="world")
+    with pytest.raises(ValueError, match="leaves embedding and head as they are: add None"):
+        lw.fit(model, tokenizer, "1 MB", "gptq", cost=cost, widths=(4, 8), corpus="world")
