@@ -200,6 +200,6 @@ def test_a_model_that_was_fitted_is_written_at_its_size(tmp_path):
     half = lw.shape(model).total_bytes // 2
     fitted = lw.fit(model, tokenizer, half, "gguf", lw.costs.relative_error, corpus=str(text))
     file = lw.save_gguf(fitted.model, tmp_path / "model.gguf", tokenizer)
-    again, its = lw.load(file, device="cpu", dtype=torch.float32)
+    again, its = lw.load(file, device="cpu", dtype=fitted.model.dtype)
     assert logits(again).equal(logits(fitted.model)) and its(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
     assert set(fitted.plan.bits_by_part(lw.shape(model))) <= {4, 5, 8, None}

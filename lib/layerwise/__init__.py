@@ -15,12 +15,12 @@ __version__ = "0.1.0"
 _FUNCTIONS = {
     "load": "models",
     "save": "models",
-    "save_gguf": "models",
     "tokens": "text.corpora",
     "shape": "backbone.shapes",
     "calibrate": "compression.slicing",
     "compress": "compression.compress",
     "compress_checkpoint": "models.streaming",
+    "save_gguf": "models",
     "Plan": "plans",
     "Layer": "plans",
     "Assembly": "experiments.assembly",

@@ -153,7 +153,9 @@ def fit(
     seconds["plan"], start = time.perf_counter() - start, time.perf_counter()
     small = compress(model, plan, None if hasattr(how, "block") else calibration, how)
     if (stored_in := getattr(model, "stored_dtype", model.dtype)) != model.dtype:
-        small = small.to(stored_in)  # what `lw.save` stores, and what is measured
+        # What `lw.save` stores, and what is measured. Rotary frequencies are buffers, and stay in float32.
+        for parameter in small.parameters():
+            parameter.data = parameter.data.to(stored_in)
     seconds["compressing"], start = time.perf_counter() - start, time.perf_counter()
     taken = size(small).bytes
     if taken + spent > asked:
