@@ -17,6 +17,7 @@ WIDTHS = (2, 4, None)
 BUILT_IN = {
     "predicted": lw.costs.predicted,
     "fisher": lw.costs.fisher,
+    "fisher along": lw.costs.fisher_along,
     "measured": lw.costs.measured,
     "noise": lw.costs.noise,
     "first order": lw.costs.first_order,
@@ -63,6 +64,46 @@ def test_fisher_is_unbiased(family):
     apart = np.abs(draws.mean(axis=0) - expected)[:, :2] / error[:, :2]
     assert np.mean(apart) < 1.2 and apart.max() < 4.5  # of standard errors
     assert np.median(error[:, :2] / expected[:, :2]) < 0.1
+
+
+def exact_along(model, tokens, widths):
+    """What `fisher_along` estimates, by its definition: for every word at every position, weighted with its
+    probability, the squared product of the gradient by what a matrix puts out and what its error changes there."""
+    each, rounding = weight_tables(model), Rounding(QUANTIZER, widths)
+    each = [table for table in each if table.block is not None]
+    seen = {}
+    for table in each:
+        table.module.register_forward_hook(
+            lambda module, args, out, j=table: seen.update({id(j.module): (args[0], out)})
+        )
+    model.requires_grad_(True)
+    found = np.zeros((len(each), len(widths)))
+    for window in tokens:
+        log_p = model(window[None]).logits[0].log_softmax(-1)
+        entered, left = zip(*(seen[id(table.module)] for table in each), strict=True)
+        errors = [[rounding.error(table.weight, bits) for bits in widths] for table in each]
+        changed = [[(x[0] @ e.T.to(x)).detach() for e in own] for x, own in zip(entered, errors, strict=True)]
+        for position in log_p:
+            for word, probability in zip(position, position.detach().exp(), strict=True):
+                gradients = torch.autograd.grad(word, left, retain_graph=True)
+                for j, (gradient, own) in enumerate(zip(gradients, changed, strict=True)):
+                    along = [(gradient[0] * each).sum(1).square().sum().item() for each in own]
+                    found[j] += probability.item() * np.array(along)
+    model.requires_grad_(False)
+    return found / (2 * tokens.numel())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_fisher_along_errors_is_unbiased(family):
+    model = uneven(family, vocab_size=11, num_hidden_layers=1)
+    tokens = random_tokens(2, 5, vocabulary=11)
+    expected = exact_along(model, tokens, WIDTHS)
+    draws = np.stack([lw.costs.fisher_along(model, tokens, QUANTIZER, WIDTHS, seed) for seed in range(300)])
+    draws = draws[:, : len(expected)]
+    error = draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
+    apart = np.abs(draws.mean(axis=0) - expected)[:, :2] / error[:, :2]
+    assert np.mean(apart) < 1.2 and apart.max() < 4.5  # of standard errors
+    assert np.median(error[:, :2] / expected[:, :2]) < 0.1 and (expected[:, 2] == 0).all()
 
 
 def test_fisher_and_what_is_measured_agree_where_little_is_rounded_off():
@@ -112,13 +153,16 @@ def test_every_family_has_a_fisher_cost(family):
     assert costs.shape == (len(lw.shape(model).parts), 2) and (costs[:, 0] > 0).mean() > 0.9
 
 
-def test_predicted_is_fisher_but_for_what_is_measured_at_few_bits():
+def test_predicted_is_both_forms_of_fisher_but_for_ends_at_few_bits():
     model = uneven()
     widths = (2, 4, 8, None)
-    found, of_fisher, of_measured = (
-        cost(model, TOKENS, QUANTIZER, widths) for cost in (lw.costs.predicted, lw.costs.fisher, lw.costs.measured)
+    found, of_fisher, of_along, of_measured = (
+        cost(model, TOKENS, QUANTIZER, widths)
+        for cost in (lw.costs.predicted, lw.costs.fisher, lw.costs.fisher_along, lw.costs.measured)
     )
-    assert (found[:-2] == of_fisher[:-2]).all() and (found[:, 2:] == of_fisher[:, 2:]).all()
+    assert found[:-2, 0] == pytest.approx(np.sqrt(of_fisher * of_along)[:-2, 0])
+    assert (found[:-2, 0] != of_fisher[:-2, 0]).all()
+    assert found[:, 2:] == pytest.approx(of_fisher[:, 2:]) and found[:-2, 1] == pytest.approx(of_fisher[:-2, 1])
     assert found[-2:, :2] == pytest.approx(of_measured[-2:, :2]) and (found[-2:, :2] != of_fisher[-2:, :2]).all()
 
 

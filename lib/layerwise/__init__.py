@@ -35,6 +35,7 @@ _FUNCTIONS = {
     "fit": "costs.fitting",
     "sweep": "experiments.sweeps",
     "Study": "experiments.study",
+    "evolve": "experiments.search",
 }
 _MODULES = {
     "architectures": "backbone.architectures",

@@ -7,7 +7,7 @@ number of bits, or None for weights that stay as they are and cost nothing. A fu
 these goes.
 """
 
-from layerwise.costs.fisher import fisher, fisher_by_window
+from layerwise.costs.fisher import fisher, fisher_along, fisher_by_window
 from layerwise.costs.fitting import fit
 from layerwise.costs.measured import measured, measured_by_window, predicted
 from layerwise.costs.rivals import by_importance, first_order, noise, output_error, relative_error, signed_gradient
@@ -16,6 +16,7 @@ __all__ = [
     "by_importance",
     "first_order",
     "fisher",
+    "fisher_along",
     "fisher_by_window",
     "fit",
     "measured",

@@ -2,33 +2,33 @@
 
 For a small change `e` of weights, `KL(dense || changed) = e' F e / 2` per token, where `F`, the Fisher information, is
 the mean over tokens of `g g'`, with `g` the gradient of the log-probability of a word that is drawn from the model
-itself. Rounding errors of single weights are as good as independent of each other, so that of `e' F e` the sum over
-weights of `F_jj e_j^2` is left: the squared gradients, weighted with the squared errors.
+itself. Gradients of single tokens would take a backward pass each. One pass for a whole window gives the sum of all,
+with a random sign for each token: the square of that has the same mean, since the products of different tokens, which
+have random signs, cancel (Hutchinson's trick).
 
-Squared gradients of single tokens would take a backward pass for each token. One pass for a whole window gives the sum
-of all gradients, with a random sign for each token: the square of that has the same mean, since the products of
-different tokens, which have random signs, cancel (Hutchinson's trick).
+What is summed of `e' F e` is, by `fisher`, the diagonal: the squared gradients, weighted with the squared errors, as if
+rounding errors of single weights were independent of each other. At three bits and fewer they aren't: what enters a
+matrix has large components that all errors of a row meet. `fisher_along` has all products of a matrix's weights, for
+each position of what it puts out; it is less biased there, and noisier, since it has one number for a position where
+the diagonal has one for each weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from layerwise.backbone import devices, structure
-from layerwise.backbone.passes import Head, run_trunk
+from layerwise.costs.gradients import frozen, pass_back
 from layerwise.costs.tables import Rounding, Table, weight_tables
 from layerwise.evaluation.comparison import check_windows
 
 CELL = 64  # weights of a row whose squared gradients are summed, and whose squared errors are averaged
-LOGITS = 2**28  # bytes of float32 logits at once
 
 
 def fisher(
@@ -57,7 +57,8 @@ def fisher_by_window(
     model
         A dense model. It stays as it is.
     tokens
-        Calibration text `[n, length]`: eight windows do. Each is passed forward and back once.
+        Calibration text `[n, length]`: eight windows do. Each is passed forward once, and then through each block
+        forward and back.
     quantizer
         A name, or a function as for `lw.compress`, with `.matrix`; others are stood for by rounding to nearest.
     widths
@@ -79,35 +80,77 @@ def fisher_by_window(
 
     Notes
     -----
-    Memory beside the model: the activations of one window, the gradient of one matrix at a time, that of the embedding
-    and that of the head, float32 logits of a few positions (a quarter of a gigabyte, and as much for what is made of
-    them), some float32 copies of a matrix while it is rounded, and of each what is rounded off, in float16, for every
-    64th weight and each width.
+    Memory beside the model: the hidden states that enter each block, of all windows; of one block at a time the
+    activations of one window, the gradient of a matrix and what is rounded off; the gradient of the embedding and that
+    of the head, and float32 logits of a few positions (a quarter of a gigabyte, and as much for what is made of them).
     """
+    return forms_by_window(model, tokens, quantizer, widths, seed)[0]
+
+
+def fisher_along(
+    model: nn.Module,
+    tokens: Tensor,
+    quantizer: str | Callable,
+    widths: Sequence[int | None],
+    seed: int = 0,
+) -> np.ndarray:
+    """Predicted KL(dense || rounded) of each matrix at each width alone, in nats per token, from the gradient along its
+    rounding error: all products of its weights, for each position of what it puts out.
+
+    Parameters and errors are those of `fisher_by_window`, as is memory, with what is rounded off of a block at each
+    width. Embedding and head are those of `fisher`. Float64 `[parts, widths]`, lower = better.
+    """
+    return forms_by_window(model, tokens, quantizer, widths, seed, along=widths)[1].mean(axis=0)
+
+
+def forms_by_window(
+    model: nn.Module,
+    tokens: Tensor,
+    quantizer: str | Callable,
+    widths: Sequence[int | None],
+    seed: int = 0,
+    along: Sequence[int | None] = (),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both forms of one pass: what `fisher_by_window` gives, and at those widths that are in `along`, for matrices in
+    blocks, what `fisher_along` averages; elsewhere this is the former. Float64 `[n, parts, widths]` each."""
     check_windows(model, tokens)
     each, rounding = weight_tables(model), Rounding(quantizer, widths)
-    errors = [_errors(table.weight, rounding) for table in tqdm(each, desc="rounding", leave=False, delay=5)]
-    found = np.zeros((len(tokens), len(each), len(widths)))
-    generator = torch.Generator(devices.entrance(model)).manual_seed(seed)
-    with structure.evaluating(model), _frozen(model, each):
-        for n, window in enumerate(tqdm(tokens, desc="gradients", unit="window", leave=False, disable=None)):
-
-            def use(j: int, gradient: Tensor, n=n) -> None:
-                sums = _by_cell(gradient.float().square_()) / (2 * tokens.shape[1])
-                found[n, j] = [(error.float().square_() * sums).sum().item() for error in errors[j]]
-
-            _gradients(model, each, window[None].to(devices.entrance(model)), generator, use)
-    if not np.isfinite(found).all():
+    diagonal = np.zeros((len(tokens), len(each), len(widths)))
+    whole = np.zeros_like(diagonal)
+    chosen = [k for k, bits in enumerate(widths) if bits is not None and bits in along]
+    positions = 2 * tokens.shape[1]
+    errors: dict[int, _Errors] = {}  # of the block that the pass back is in
+    with structure.evaluating(model), frozen(model, each), torch.inference_mode(False):
+        for part in pass_back(model, each, tokens, torch.Generator(devices.entrance(model)).manual_seed(seed)):
+            n, j = part.window, part.table
+            if j not in errors:
+                if any(each[other].block != each[j].block for other in errors):
+                    errors.clear()
+                errors[j] = _rounded_off(each[j], rounding, [] if part.entered is None else chosen)
+            squares = _by_cell(part.gradient.float().square_()) / positions
+            diagonal[n, j] = whole[n, j] = [(cells * squares).sum().item() for cells in errors[j].squares]
+            for k, error in zip(chosen, errors[j].whole, strict=False):
+                moved = (part.leaving * (part.entered @ error.T)).float().sum(1)
+                whole[n, j, k] = moved.square().sum().item() / positions
+    if not np.isfinite(diagonal).all():
         raise ValueError("gradients are not finite: the model's weights or activations overflow; take another dtype")
-    return found
+    return diagonal, whole
 
 
-def _errors(weight: Tensor, rounding: Rounding) -> Tensor:
-    """The root of the mean squared error in each cell, float16 `[widths, rows, cells]`."""
-    columns = weight.shape[1]
-    sizes = _by_cell(torch.ones(1, columns, device=weight.device))
-    each = [(_by_cell(rounding.error(weight, bits).square_()) / sizes).sqrt_().half() for bits in rounding.widths]
-    return torch.stack(each)
+class _Errors(NamedTuple):
+    squares: list[Tensor]  # mean squared error in each cell, [rows, cells], by width
+    whole: list[Tensor]  # errors [rows, columns] in the model's dtype, of those widths that ask for them
+
+
+def _rounded_off(table: Table, rounding: Rounding, chosen: Sequence[int]) -> _Errors:
+    sizes = _by_cell(torch.ones(1, table.weight.shape[1], device=table.weight.device))
+    squares, whole = [], []
+    for k, bits in enumerate(rounding.widths):
+        error = rounding.error(table.weight, bits)
+        if k in chosen:
+            whole.append(error.to(table.weight.dtype, copy=True))
+        squares.append(_by_cell(error.square_()) / sizes)
+    return _Errors(squares, whole)
 
 
 def _by_cell(matrix: Tensor) -> Tensor:
@@ -115,76 +158,3 @@ def _by_cell(matrix: Tensor) -> Tensor:
     missing = -matrix.shape[1] % CELL
     padded = F.pad(matrix, (0, missing)) if missing else matrix
     return padded.view(len(matrix), -1, CELL).sum(2)
-
-
-def _gradients(model, each: list[Table], window: Tensor, generator, use: Callable[[int, Tensor], None]) -> None:
-    """Call `use(number of a table, gradient [rows, columns])` for every table, of one window `[1, length]`.
-
-    Matrices in blocks are done as the backward pass comes to them, and their gradients let go.
-    """
-    ends = {j: table.weight for j, table in enumerate(each) if table.block is None}
-    handles = [
-        table.module.register_forward_hook(_watch(j, use)) for j, table in enumerate(each) if table.block is not None
-    ]
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            read = run_trunk(model, window)
-            states, at_head = _through_head(model, read, list(ends.values()), generator)
-            at_trunk = torch.autograd.grad(
-                read.last_hidden_state, list(ends.values()), states[None], allow_unused=True, materialize_grads=False
-            )
-    finally:
-        for handle in handles:
-            handle.remove()
-    for j, one, other in zip(ends, at_head, at_trunk, strict=True):
-        parts = [part for part in (one, other) if part is not None]
-        use(j, sum(parts[1:], parts[0]))
-
-
-def _watch(j: int, use: Callable[[int, Tensor], None]) -> Callable:
-    """A hook on the forward pass of a linear layer that makes and uses its gradient when the backward one is there."""
-
-    def hook(module, args, output):
-        entered = args[0].detach().flatten(0, -2)
-        output.register_hook(lambda gradient: use(j, gradient.detach().flatten(0, -2).T @ entered))
-
-    return hook
-
-
-def _through_head(model, read, ends: list[Tensor], generator) -> tuple[Tensor, list[Tensor | None]]:
-    """Gradients of the signed sum of log-probabilities by what the head reads, `[length, D]`, and by `ends`.
-
-    The logits of some positions are made at a time.
-    """
-    head, states = Head(model), read.last_hidden_state[0]
-    at_once = max(1, LOGITS // (4 * structure.text_config(model).vocab_size))
-    found, sums = [], [None] * len(ends)
-    for part in states.detach().split(at_once):
-        part = part.requires_grad_()
-        logits = head(replace(read, last_hidden_state=part[None]), part).float()
-        log_p = F.log_softmax(logits, dim=-1)
-        words = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
-        signs = torch.randint(0, 2, (len(part),), generator=generator, device=part.device) * 2 - 1
-        total = (log_p.gather(1, words)[:, 0] * signs).sum()
-        by_states, *by_ends = torch.autograd.grad(total, [part, *ends], allow_unused=True)
-        found.append(by_states)
-        sums = [
-            new if old is None else old if new is None else old + new for old, new in zip(sums, by_ends, strict=True)
-        ]
-    return torch.cat(found), sums
-
-
-@contextmanager
-def _frozen(model: nn.Module, each: list[Table]):
-    """Only what is outside of the blocks asks autograd for gradients; afterwards all is as it was."""
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        model.requires_grad_(False)
-        model.get_input_embeddings().weight.requires_grad_(True)  # so that the pass back goes through all blocks
-        for table in each:
-            if table.block is None:
-                table.module.weight.requires_grad_(True)
-        yield
-    finally:
-        for parameter, asked in wanted.items():
-            parameter.requires_grad_(asked)

@@ -11,12 +11,13 @@ from tqdm.auto import tqdm
 
 from layerwise.backbone import structure
 from layerwise.backbone.passes import Head, Passes
-from layerwise.costs.fisher import fisher
+from layerwise.costs.fisher import forms_by_window
 from layerwise.costs.tables import Rounding, dense_windows, replaced, weight_tables
 from layerwise.evaluation import predictions
 from layerwise.evaluation.comparison import check_windows
 
 FEW = 4  # bits up to which the ends are measured: beyond, rounding errors are small, and Fisher is right
+ALONG = 3  # bits up to which errors of a matrix's weights aren't independent enough for the diagonal alone
 
 
 def predicted(
@@ -24,12 +25,16 @@ def predicted(
 ) -> np.ndarray:
     """Predicted KL(dense || rounded) of each matrix at each width alone, in nats per token: what `lw.fit` goes by.
 
-    That of `fisher` for matrices in blocks; embedding and head are measured at 4 bits and fewer. These are the largest
-    tables, and at 2 bits the errors of an embedding, which all blocks read, aren't small any more. It takes a pass
-    forward and back over the tokens, one forward, and one for each of these widths and tables. Parameters and errors
-    are those of `fisher_by_window`; the result, float64 `[parts, widths]`, is a mean over windows as that of `fisher`.
+    For matrices in blocks that of `fisher`; at 3 bits and fewer its geometric mean with `fisher_along`, of which the
+    one is biased and the other noisy there. Embedding and head, the largest tables, are measured at 4 bits and fewer:
+    at 2 bits the errors of an embedding, which all blocks read, aren't small any more. It takes a pass forward over the
+    tokens and one forward and back through each block, another forward, and one for each width and table that is
+    measured. Parameters and errors are those of `fisher_by_window`; the result, float64 `[parts, widths]`, is a mean
+    over windows as that of `fisher`.
     """
-    found = fisher(model, tokens, quantizer, widths, seed)
+    along = [bits for bits in widths if bits is not None and bits <= ALONG]
+    diagonal, whole = (form.mean(axis=0) for form in forms_by_window(model, tokens, quantizer, widths, seed, along))
+    found = np.sqrt(diagonal * whole)
     ends = [j for j, table in enumerate(weight_tables(model)) if table.block is None]
     few = [k for k, bits in enumerate(widths) if bits is not None and bits <= FEW]
     if ends and few:

@@ -159,18 +159,18 @@ class Study:
 
     def quality(
         self, table: str, cases: Iterable[Case], quick: Callable[[Mapping], bool] = lambda labels: True,
-        split: str = "test", windows: str = "loss",
+        split: str = "test", windows: str = "loss", corpus: str | None = None,
     ) -> pd.DataFrame:  # fmt: skip
         """Every case against the dense model on the test text: its labels, sizes, loss, KL; w0, w1, ... of `windows`.
 
-        On another `split`, such as the calibration text, it is what choices may rest on, in as many windows. `loss` is
-        the compressed model's minus the dense model's, in nats per token, with 95 % intervals over windows. What isn't
-        known is run if `quick(labels)` or in the full profile. Cases that fail are told in a warning and are missing
-        from the table; what was finished is kept.
+        On another `split` it is what choices may rest on, in as many windows; on another `corpus`, which a label `text`
+        should name, what holds beyond the text that was scored on. `loss` is the compressed model's minus the dense
+        model's, in nats per token, with 95 % intervals over windows. What isn't known is run if `quick(labels)` or in
+        the full profile. Cases that fail are told in a warning and missing; what was finished is kept.
         """
         asked, how = [], {"windows": windows} if windows != "loss" else {}
         for case in cases:
-            text = self.text(case.model, split, self.test_windows)
+            text = self.text(case.model, split, self.test_windows, corpus=corpus)
             measure = {"measure": "quality", "test": self._hashed(text)} | how
             asked.append((replace(case, text=text), key(self._what(case) | measure)))
         return self._table(table, asked, quick, "quality", **how)
@@ -239,7 +239,8 @@ class Study:
         wanted = {name: case for case, name in reversed(asked) if self.full or quick(case.labels)}
         missing = {name: case for name, case in wanted.items() if results[name] is None}
         for name, rows, origin in self._run(table, missing, how, settings):
-            results[name] = self.ledger.add(name, Result(rows, {**origin, "text": self.corpus, "length": self.length}))
+            text = missing[name].labels.get("text", self.corpus)
+            results[name] = self.ledger.add(name, Result(rows, {**origin, "text": text, "length": self.length}))
         for model in self.models:
             there = [(case, name) for case, name in asked if case.model == model and name in self.ledger.committed]
             self._found.setdefault((table, model), ([], how, settings))[0].extend(there)
