@@ -4,7 +4,7 @@ Every claim is a function from the tidy rows of one model to a `Verdict`. It run
 that decide stand in `verdict`, before any row is seen.
 """
 
-from layerwise.claims.allocation import kl_ratios
+from layerwise.claims.allocation import kl_ratios, told_ratios
 from layerwise.claims.block_orders import CLOSE, RAMPS, best_by_position
 from layerwise.claims.depth import q4, q4_by_blocks, tolerated
 from layerwise.claims.differences import against, changes, changes_by_model
@@ -68,6 +68,7 @@ __all__ = [
     "summary",
     "table",
     "told",
+    "told_ratios",
     "tolerated",
     "twins_in_words",
     "within_twice",

@@ -48,6 +48,14 @@ def kl_ratios(rows: pd.DataFrame, rival: str, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def told_ratios(ratios: pd.DataFrame) -> list[str]:
+    """Rows of `kl_ratios` in words, such as "1.35 times (1.32 to 1.37) on smollm2-135m"."""
+    return [
+        f"{1 + row.value:.2f} times ({1 + row.low:.2f} to {1 + row.high:.2f}) on {row.model.rpartition('/')[2]}"
+        for row in ratios.itertuples()
+    ]
+
+
 def _mean_log_ratio(a: np.ndarray, b: np.ndarray) -> float:
     """Of KL `[budgets, windows]`."""
     return float(np.mean(np.log(a.mean(axis=1)) - np.log(b.mean(axis=1))))

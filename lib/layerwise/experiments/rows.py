@@ -24,6 +24,14 @@ def item_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return long.assign(correct=(long["correct"] == "+").astype(int)).reset_index(drop=True)
 
 
+def cost_table(costs: pd.DataFrame, model: str, quantizer: str, cost: str) -> np.ndarray:
+    """What each part costs at each width, `[parts, widths]`, from rows of `Study.values`: model, quantizer, cost, block
+    (the number of the part), w0, w1, ... by width."""
+    own = costs[(costs["model"] == model) & (costs["quantizer"] == quantizer) & (costs["cost"] == cost)]
+    own = own.dropna(axis="columns", how="all").sort_values("block")
+    return own[[name for name in own if name[0] == "w" and name[1:].isdigit()]].to_numpy()
+
+
 def accuracy_rows(answers: pd.DataFrame, dense: str = "dense") -> pd.DataFrame:
     """What each case answers right, over the items of all tasks, minus what the dense model does on the same items.
 

@@ -33,8 +33,7 @@ class Study:
     the measure (see `known`): an edit of any of these computes it anew, and nothing else does. Names, labels, figures
     and the text of a chapter are no part of it.
 
-    `models`, `tokenizers`, `shapes` are dicts by the name that tables have, without "embedded/"; `last` is the name of
-    the last model.
+    `models`, `tokenizers`, `shapes` are dicts by the name in tables, without "embedded/"; `last` is the last name.
 
     Parameters
     ----------
@@ -163,10 +162,10 @@ class Study:
     ) -> pd.DataFrame:  # fmt: skip
         """Every case against the dense model on the test text: its labels, sizes, loss, KL; w0, w1, ... of `windows`.
 
-        On another `split` it is what choices may rest on, in as many windows; on another `corpus`, which a label `text`
-        should name, what holds beyond the text that was scored on. `loss` is the compressed model's minus the dense
-        model's, in nats per token, with 95 % intervals over windows. What isn't known is run if `quick(labels)` or in
-        the full profile. Cases that fail are told in a warning and missing; what was finished is kept.
+        Choices may rest on another `split`; another `corpus`, which a label `text` should name, says what holds beyond
+        the text that was scored on. `loss` is the compressed model's minus the dense model's, in nats per token, with
+        95 % intervals over windows. What isn't known is run if `quick(labels)` or in the full profile. Cases that fail
+        are told in a warning and missing; what was finished is kept.
         """
         asked, how = [], {"windows": windows} if windows != "loss" else {}
         for case in cases:
@@ -239,8 +238,8 @@ class Study:
         wanted = {name: case for case, name in reversed(asked) if self.full or quick(case.labels)}
         missing = {name: case for name, case in wanted.items() if results[name] is None}
         for name, rows, origin in self._run(table, missing, how, settings):
-            text = missing[name].labels.get("text", self.corpus)
-            results[name] = self.ledger.add(name, Result(rows, {**origin, "text": text, "length": self.length}))
+            about = {"text": missing[name].labels.get("text", self.corpus), "length": self.length}
+            results[name] = self.ledger.add(name, Result(rows, {**origin, **about}))
         for model in self.models:
             there = [(case, name) for case, name in asked if case.model == model and name in self.ledger.committed]
             self._found.setdefault((table, model), ([], how, settings))[0].extend(there)

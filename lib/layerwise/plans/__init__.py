@@ -6,7 +6,7 @@ from layerwise.plans.drops import drop, drop_run
 from layerwise.plans.groups import bits, outliers
 from layerwise.plans.layer import Layer
 from layerwise.plans.llama_cpp import llama_cpp_bytes
-from layerwise.plans.parts import by_part
+from layerwise.plans.parts import by_part, bytes_at
 from layerwise.plans.plan import Plan
 from layerwise.plans.slices import constant_slices, dynamic_slices
 from layerwise.plans.storage import Grouped
@@ -20,6 +20,7 @@ __all__ = [
     "allocate",
     "bits",
     "by_part",
+    "bytes_at",
     "by_position",
     "constant_slices",
     "drop",

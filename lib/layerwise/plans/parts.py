@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from layerwise.plans.layer import Layer
 from layerwise.plans.plan import Plan
+from layerwise.plans.storage import Stored
 
 if TYPE_CHECKING:
     from layerwise.backbone.shapes import Shape
@@ -44,6 +47,19 @@ def by_part(shape: Shape, bits: Sequence[int | None]) -> Plan:
         else:
             blocks[part.block][part.path] = width
     return Plan(tuple(map(_layer, blocks)), shape.D, **ends)
+
+
+def bytes_at(shape: Shape, bits: float, widths: Sequence[int], stored: Stored | None = None) -> int:
+    """What a model takes at so many bits for all its parts, everything counted; between two of `widths`, in proportion.
+
+    A budget in bits is bytes by this. `stored` is the quantizer's, as for `Plan.predicted_bytes`. Raises ValueError for
+    bits beyond the widths.
+    """
+    widths = sorted(widths)
+    if not widths[0] <= bits <= widths[-1]:
+        raise ValueError(f"bits must be from {widths[0]} to {widths[-1]}, as the widths are, not {bits}")
+    sizes = [by_part(shape, [width] * len(shape.parts)).predicted_bytes(shape, stored) for width in widths]
+    return int(np.interp(bits, widths, sizes))
 
 
 def _layer(bits: dict[str, int | None]) -> Layer:
