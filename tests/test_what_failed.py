@@ -29,8 +29,7 @@ def test_every_result_names_where_it_is_computed():
     entries = re.search("## Results\n(.*)## Dead ends", PAGE, re.S).group(1).strip().split("\n\n")
     assert len(entries) > 10
     for entry in entries:
-        if "GPTQ depends" not in entry:  # of which there are no results
-            assert re.search(r"\(\.\./notebooks/\w+\)|\(claims\)|`results/\S+`", entry), entry
+        assert re.search(r"\(\.\./notebooks/\w+\)|\(claims\)|`results/\S+`", entry), entry
 
 
 def test_what_it_names_is_there():
