@@ -57,10 +57,10 @@ def rng():
         (1, 3, "holds"),
         (-0.9, 3, "holds"),  # perhaps worse, but by less than the margin
         (-0.9, -0.5, "holds"),
-        (-1.1, 3, "can't tell"),
-        (-3, -0.9, "can't tell"),
+        (-1.1, 3, "inconclusive"),
+        (-3, -0.9, "inconclusive"),
         (-3, -1.1, "doesn't hold"),
-        (math.nan, math.nan, "can't tell"),
+        (math.nan, math.nan, "inconclusive"),
     ],
 )
 def test_no_worse_than_a_margin_of_one(low, high, verdict):
@@ -73,12 +73,12 @@ def test_no_worse_than_a_margin_of_one(low, high, verdict):
         (8, 9, "holds"),
         (6, 8, "holds"),
         (0.1, 8, "holds"),
-        (-0.1, 8, "can't tell"),
-        (-9, 9, "can't tell"),
+        (-0.1, 8, "inconclusive"),
+        (-9, 9, "inconclusive"),
         (3, 6.9, "doesn't hold"),  # a gain, but not as much
         (-1, 1, "doesn't hold"),
         (-3, -2, "doesn't hold"),
-        (math.nan, math.nan, "can't tell"),
+        (math.nan, math.nan, "inconclusive"),
     ],
 )
 def test_as_much_as_seven(low, high, verdict):
@@ -108,7 +108,7 @@ def test_s2_does_not_hold_where_nothing_falls(rng):
 
 def test_s2_cannot_tell_from_few_noisy_windows(rng):
     verdict = lw.claims.s2(tidy(shifted(noise(rng, window=0.2, windows=6), -0.03)))
-    assert verdict.verdict == "can't tell" and verdict.low < -7 and verdict.high > 0
+    assert verdict.verdict == "inconclusive" and verdict.low < -7 and verdict.high > 0
 
 
 def test_the_best_setting_is_measured_on_data_that_did_not_choose_it():
@@ -152,7 +152,7 @@ def test_the_interval_covers_the_effect_of_the_settings_chosen(shift):
 
 
 @pytest.mark.parametrize(
-    ("shift", "verdict"), [(-0.05, "holds"), (0.0, "holds"), (0.01, "can't tell"), (0.05, "doesn't hold")]
+    ("shift", "verdict"), [(-0.05, "holds"), (0.0, "holds"), (0.01, "inconclusive"), (0.05, "doesn't hold")]
 )
 def test_s1_compares_with_the_margin(rng, shift, verdict):
     found = lw.claims.s1(tidy(noise(rng, window=0.01, windows=100, draw=0.001) + shift))
@@ -160,7 +160,7 @@ def test_s1_compares_with_the_margin(rng, shift, verdict):
 
 
 def test_s1_cannot_tell_from_few_noisy_windows(rng):
-    assert lw.claims.s1(tidy(noise(rng, window=0.2, windows=6))).verdict == "can't tell"
+    assert lw.claims.s1(tidy(noise(rng, window=0.2, windows=6))).verdict == "inconclusive"
 
 
 def test_s1_takes_its_margin_from_the_reader(rng):
@@ -183,13 +183,13 @@ def test_budgets_that_wreck_both_models_do_not_count(rng, claim):
     assert f"{found.effect:.6f}" == f"{claim(tidy(values[2:], cells=CELLS[2:])).effect:.6f}"
     assert "2 settings at which constant slices more than double perplexity left out" in found.reason
     nothing = claim(tidy(values, constant=0.7))
-    assert nothing.verdict == "can't tell" and "At every mean" in nothing.reason and "nan" not in str(nothing)
+    assert nothing.verdict == "inconclusive" and "At every mean" in nothing.reason and "nan" not in str(nothing)
 
 
 def test_s1_needs_five_draws_of_calibration_text_and_ten_on_tasks(rng):
     for claim, rows in ((claims.s1, tidy(noise(rng, draws=4))), (claims.s1_tasks, by_item(rng, 0.2, draws=9))):
         found = claim(rows)
-        assert found.verdict == "can't tell" and "not decided here, by" in found.reason and np.isfinite(found.low)
+        assert found.verdict == "inconclusive" and "not decided here, by" in found.reason and np.isfinite(found.low)
 
 
 def test_s1_is_not_called_true_at_its_margin():
@@ -234,7 +234,7 @@ def test_s1_on_tasks_does_not_hold_where_less_is_gained(rng, gain):
 
 
 def test_s1_on_tasks_cannot_tell_from_few_items(rng):
-    assert lw.claims.s1_tasks(by_item(rng, gain=0.05, items=12)).verdict == "can't tell"
+    assert lw.claims.s1_tasks(by_item(rng, gain=0.05, items=12)).verdict == "inconclusive"
 
 
 # Each setting on its own.
@@ -275,7 +275,7 @@ def test_what_is_found_is_counted_before_and_after_the_correction(rng):
 def test_a_single_draw_or_window_says_nothing(rng, claim, draws, units):
     rows = tidy(noise(rng, draws=draws, windows=units) - 0.5)
     verdict = getattr(lw.claims, claim)(rows.assign(task="uses", item=rows["window"]))
-    assert verdict.verdict == "can't tell" and np.isnan([verdict.low, verdict.high]).all()
+    assert verdict.verdict == "inconclusive" and np.isnan([verdict.low, verdict.high]).all()
     assert "too few, 2 of each are needed" in verdict.reason and "nan" not in str(verdict)
 
 
@@ -320,9 +320,9 @@ def test_verdicts_are_told_in_sentences():
         rows = pd.DataFrame({"model": models})
         return lw.claims.Verdict("S1", "", found, 0.0, 0.0, 0.0, "%", "For a reason.", rows)
 
-    verdicts = [verdict("can't tell", "6L"), verdict("holds", "12L"), verdict("holds", "24L")]
-    assert lw.claims.summary(verdicts) == "holds on 12L, 24L; can't be told on 6L"
-    assert lw.claims.told(verdicts[:2]) == "On 6L it can't be told. For a reason. On 12L it holds. For a reason."
+    verdicts = [verdict("inconclusive", "6L"), verdict("holds", "12L"), verdict("holds", "24L")]
+    assert lw.claims.summary(verdicts) == "holds on 12L, 24L; is inconclusive on 6L"
+    assert lw.claims.told(verdicts[:2]) == "On 6L it is inconclusive. For a reason. On 12L it holds. For a reason."
     of_all = verdict("doesn't hold", "6L", "12L", "24L", "24L")
     assert lw.claims.summary([of_all]) == "doesn't hold on 3 models together"
     assert lw.claims.told([of_all]) == "On 3 models together it doesn't hold. For a reason."
@@ -339,7 +339,7 @@ def test_verdicts_make_a_table(rng):
 
 
 def test_there_are_three_verdicts():
-    with pytest.raises(ValueError, match="'holds', \"doesn't hold\", \"can't tell\", not 'maybe'"):
+    with pytest.raises(ValueError, match="'holds', \"doesn't hold\", 'inconclusive', not 'maybe'"):
         lw.claims.Verdict("S1", "", "maybe", 0.0, 0.0, 0.0, "%", "", pd.DataFrame())
 
 

@@ -143,15 +143,15 @@ def test_a_share_hides_how_many_blocks_must_stay():
 def test_too_little_data_cannot_be_told():
     for few in (rows(10, seeds=1), rows(10, depths=(6,))):
         verdict = claims.q4(few)
-        assert verdict.verdict == "can't tell" and np.isnan(verdict.low) and "nan" not in str(verdict)
+        assert verdict.verdict == "inconclusive" and np.isnan(verdict.low) and "nan" not in str(verdict)
     blind = claims.q4(rows(10).assign(low=np.nan, high=np.nan))
-    assert blind.verdict == "can't tell" and "one window says nothing" in blind.reason and "nan" not in blind.reason
+    assert blind.verdict == "inconclusive" and "one window says nothing" in blind.reason and "nan" not in blind.reason
 
 
 def test_models_that_never_leave_the_level_tell_nothing():
     ceiling = rows(0, spread=0).assign(value=1.0, censored=True)
     verdict = claims.q4(ceiling)
-    assert verdict.verdict == "can't tell" and "leave the level before the first step, or never" in verdict.reason
+    assert verdict.verdict == "inconclusive" and "leave the level before the first step, or never" in verdict.reason
 
 
 @pytest.mark.parametrize(

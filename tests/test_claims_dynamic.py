@@ -43,7 +43,7 @@ def test_a_plan_that_is_one_more_random_one_rarely_holds():
 
 @pytest.mark.parametrize("few", [{"samples": 10}, {"draws": 1}, {"noise": 2.0}])
 def test_too_little_data_can_not_tell(few):
-    assert claims.q2(made_up(gain=0.1, **few), "by LIM").verdict == "can't tell"
+    assert claims.q2(made_up(gain=0.1, **few), "by LIM").verdict == "inconclusive"
 
 
 @pytest.mark.parametrize(

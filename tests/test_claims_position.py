@@ -78,7 +78,7 @@ def test_widths_by_a_score_must_beat_the_best_ramp():
     alike = losses(harm_of_lr=-0.05)
     assert claims.slices_beyond_position(alike, choice(alike)).verdict == "doesn't hold"  # 1 % is ruled out
     few = losses(harm_of_lr=-0.15, draws=4)
-    assert "not decided here, by 4 calibration draws of 5" in claims.slices_beyond_position(few, choice(few)).reason
+    assert "not decided here, by 4 calibration samples of 5" in claims.slices_beyond_position(few, choice(few)).reason
     worse = claims.slices_beyond_position(losses(), choice(losses()))
     assert worse.verdict == "doesn't hold" and worse.low > 0
     assert "against early first, block 0 kept, which measures nothing" in worse.reason
@@ -102,7 +102,7 @@ def test_means_that_wreck_both_models_do_not_count():
     assert "Over 1 mean slice," in found.reason and set(claims.within_twice(rows)["mean"]) == {0.1}
     wrecked = losses(constant=0.7)
     nothing = claims.slices_beyond_position(wrecked, choice(wrecked))
-    assert nothing.verdict == "can't tell" and "At every mean" in nothing.reason and "nan" not in str(nothing)
+    assert nothing.verdict == "inconclusive" and "At every mean" in nothing.reason and "nan" not in str(nothing)
     with pytest.raises(ValueError, match="no row has the plan 'constant' at a mean of 0.1"):
         claims.within_twice(rows.query("plan != 'constant'"))
 

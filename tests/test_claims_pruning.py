@@ -50,7 +50,7 @@ def test_at_two_bits_the_claim_has_an_exception():
     assert re.search("At 2 bits the loss of slicing minus that of the bits is −3.(39|40)", exception.reason)
     assert claims.q3_exception(rows((0.001, 0.01, 0.1, 0.2))).verdict == "doesn't hold"
     beyond = claims.q3_exception(rows().query("~pruning | (bytes < 1)"))
-    assert beyond.verdict == "can't tell" and "nothing pruned is as large" in beyond.reason
+    assert beyond.verdict == "inconclusive" and "nothing pruned is as large" in beyond.reason
     with pytest.raises(ValueError, match="no plan of uniform bits has at most 2 average bits"):
         claims.q3_exception(rows().query("bytes > 1"))
     found = claims.at_equal_bytes(worse)
@@ -64,13 +64,13 @@ def test_bits_that_lose_at_one_size_are_found():
 
 def test_no_difference_cannot_be_told():
     verdict = claims.q3(rows((0.2, 0.5, 0.9, 1.6)))
-    assert verdict.verdict == "can't tell"
+    assert verdict.verdict == "inconclusive"
 
 
 def test_one_window_cannot_be_told():
     one = rows()[["model", "family", "pruning", "draw", "bytes", "average_bits", "w0"]]
     verdict = claims.q3(one)
-    assert verdict.verdict == "can't tell" and np.isnan(verdict.low) and "nan" not in str(verdict)
+    assert verdict.verdict == "inconclusive" and np.isnan(verdict.low) and "nan" not in str(verdict)
 
 
 def test_nothing_is_found_in_noise_more_often_than_its_risk():
@@ -84,7 +84,7 @@ def test_nothing_is_found_in_noise_more_often_than_its_risk():
         null = pd.DataFrame(null)
         windows = [name for name in null if name.startswith("w")]
         null[windows] += rng.normal(0, 0.1, (len(null), len(windows)))
-        found += claims.q3(null).verdict != "can't tell"
+        found += claims.q3(null).verdict != "inconclusive"
     assert found <= 0.08 * 200
 
 

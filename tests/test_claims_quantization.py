@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from layerwise import stats
 from layerwise.claims import block_orders, quantization
-from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, Part, a_gain, all_of, more_than_luck
+from layerwise.claims.verdict import DOES_NOT, HOLDS, INCONCLUSIVE, Part, a_gain, all_of, more_than_luck
 from layerwise.stats import Estimate, Luck
 from pandas.testing import assert_frame_equal
 
@@ -215,13 +215,13 @@ def test_q1_does_not_hold_where_fewer_than_a_quarter_can_be_lowered(rng):
 def test_q1_cannot_tell_where_no_order_can_leave_the_level(rng, shift, factor, why):
     losses = {name: shift + v for name, v in sweep(rng, factor * HARM, HARM, noise=0.001).items()}
     for verdict in (judged(tidy(losses)), lw.claims.q1_at_random(tidy(losses), 0.9)):
-        assert verdict.verdict == CANNOT_TELL and verdict.effect in (0, 100)
+        assert verdict.verdict == INCONCLUSIVE and verdict.effect in (0, 100)
         assert why in verdict.reason and "orders are not put to the test" in verdict.reason
 
 
 def test_q1_needs_nineteen_draws_to_rule_out_luck(rng):
     verdict = judged(tidy(sweep(rng, HARM, HARM, draws=18)))
-    assert verdict.verdict == CANNOT_TELL and verdict.low > 0
+    assert verdict.verdict == INCONCLUSIVE and verdict.low > 0
     assert "but 0 of 18 orders without information do as well" in verdict.reason
 
 
@@ -229,13 +229,13 @@ def test_q1_needs_nineteen_draws_to_rule_out_luck(rng):
 def test_q1_cannot_tell_from_one_draw_or_one_window(rng, draws, windows):
     losses = {name: values[:, :, :windows] for name, values in sweep(rng, HARM, HARM, draws=draws).items()}
     verdict = judged(tidy(losses))
-    assert verdict.verdict == CANNOT_TELL and np.isnan([verdict.low, verdict.high]).all()
+    assert verdict.verdict == INCONCLUSIVE and np.isnan([verdict.low, verdict.high]).all()
     assert "no interval" in verdict.reason and "nan" not in str(verdict)
 
 
 @pytest.mark.parametrize(
     ("harm", "verdict"),
-    [([3.0] * L, HOLDS), ([0.01] * (L - 1) + [0.9], DOES_NOT), ([0.14] * L, CANNOT_TELL)],
+    [([3.0] * L, HOLDS), ([0.01] * (L - 1) + [0.9], DOES_NOT), ([0.14] * L, INCONCLUSIVE)],
 )
 def test_at_random_quality_stays_close_until_a_tenth_of_layers_at_most(rng, harm, verdict):
     found = lw.claims.q1_at_random(tidy(sweep(rng, np.array(harm), harm, noise=0.001)), level=0.9)
@@ -300,7 +300,7 @@ def test_q5_needs_the_sweep_as_well_as_the_correlation(rng):
 
 def test_q5_cannot_tell_from_one_window_of_damage(rng, rows):
     verdict = lw.claims.q5(*importance(HARM, HARM, rng, windows=1), rows, ramps(HARM))
-    assert verdict.verdict == CANNOT_TELL and np.isnan(verdict.low) and "nan" not in str(verdict)
+    assert verdict.verdict == INCONCLUSIVE and np.isnan(verdict.low) and "nan" not in str(verdict)
 
 
 def test_q5_reads_one_model_and_score_of_many(rng, rows):
@@ -393,7 +393,7 @@ def test_q6_does_not_hold_where_the_gain_depends_on_the_technique(rng):
 
 def test_q6_has_nothing_to_compare_where_the_order_loses_everywhere(rng):
     verdict = lw.claims.q6(by_technique(rng, {"rtn": -HARM, "hqq": -HARM}))
-    assert verdict.verdict == CANNOT_TELL and "LIM saves nothing of what random loses" in verdict.reason
+    assert verdict.verdict == INCONCLUSIVE and "LIM saves nothing of what random loses" in verdict.reason
     assert "on 0 of 2 techniques it gains, on 2 it loses" in verdict.reason and "nan" not in verdict.reason
 
 
@@ -406,11 +406,11 @@ def test_q6_takes_the_draws_that_all_techniques_have(rng):
 
 
 def test_q6_cannot_tell_from_noise_or_from_one_technique(rng):
-    assert lw.claims.q6(by_technique(rng, {"rtn": HARM})).verdict == CANNOT_TELL
+    assert lw.claims.q6(by_technique(rng, {"rtn": HARM})).verdict == INCONCLUSIVE
     noisy = by_technique(rng, {"rtn": HARM, "hqq": HARM}, draws=2)
-    assert lw.claims.q6(noisy).verdict == CANNOT_TELL
+    assert lw.claims.q6(noisy).verdict == INCONCLUSIVE
     single = lw.claims.q6(by_technique(rng, {"rtn": HARM, "hqq": HARM}, draws=1))
-    assert single.verdict == CANNOT_TELL and "nan" not in single.reason
+    assert single.verdict == INCONCLUSIVE and "nan" not in single.reason
 
 
 def test_random_orders_that_pose_as_the_score_rarely_pass_q6():
@@ -436,12 +436,12 @@ def test_random_orders_that_pose_as_the_score_rarely_pass_q6():
     [
         (1, 9, 9, HOLDS),
         (6, 9, 9, HOLDS),
-        (1, 9, 10, CANNOT_TELL),
+        (1, 9, 10, INCONCLUSIVE),
         (1, 3, 0, DOES_NOT),  # a gain, but too small to count
         (-1, 3, 0, DOES_NOT),
-        (-1, 9, 0, CANNOT_TELL),
+        (-1, 9, 0, INCONCLUSIVE),
         (-9, -1, 190, DOES_NOT),
-        (math.nan, math.nan, 0, CANNOT_TELL),
+        (math.nan, math.nan, 0, INCONCLUSIVE),
     ],
 )
 def test_a_gain_must_be_more_than_luck(low, high, as_good, verdict):
@@ -455,8 +455,8 @@ def test_a_gain_must_be_more_than_luck(low, high, as_good, verdict):
     ("parts", "verdict"),
     [
         ([HOLDS, HOLDS], HOLDS),
-        ([HOLDS, CANNOT_TELL], CANNOT_TELL),
-        ([CANNOT_TELL, DOES_NOT], DOES_NOT),
+        ([HOLDS, INCONCLUSIVE], INCONCLUSIVE),
+        ([INCONCLUSIVE, DOES_NOT], DOES_NOT),
     ],
 )
 def test_a_claim_of_two_parts_needs_both(parts, verdict):
@@ -476,13 +476,13 @@ def test_luck_is_corrected_for_the_number_of_models():
         told(DOES_NOT, -2, "c", Luck(150, 199)),
     ]
     found = lw.claims.corrected([*each, told(HOLDS, 2, "d")])
-    assert [v.verdict for v in found] == [HOLDS, CANNOT_TELL, DOES_NOT, HOLDS]  # p .005 x 3, .04 x 2
+    assert [v.verdict for v in found] == [HOLDS, INCONCLUSIVE, DOES_NOT, HOLDS]  # p .005 x 3, .04 x 2
     assert "Of 3 models, one would do so by luck with p = 0.08." in found[1].reason and found[0] is each[0]
 
 
 def test_random_orders_that_are_too_few_for_many_models_are_told():
     found = lw.claims.corrected([told(HOLDS, 2, name, Luck(0, 20)) for name in "abc"])
-    assert {v.verdict for v in found} == {CANNOT_TELL}
+    assert {v.verdict for v in found} == {INCONCLUSIVE}
     assert "20 random orders are too few, 59 are needed." in found[0].reason
     assert lw.claims.corrected([told(HOLDS, 2, name, Luck(0, 59)) for name in "abc"])[2].verdict == HOLDS
 
@@ -502,7 +502,7 @@ def test_models_of_a_family_are_the_unit_of_a_verdict_on_it():
     one_is_small = [of_parts(f"m{i}", (20 + i, 5), (i / 9, 5)) for i in range(4)]  # whatever the effect that is shown
     assert lw.claims.on_family(one_is_small, "ours").verdict == DOES_NOT
     mixed = lw.claims.on_family([of_parts(name, (gain, 0)) for name, gain in (("a", 9), ("b", -9), ("c", 8))], "ours")
-    assert mixed.verdict == CANNOT_TELL
+    assert mixed.verdict == INCONCLUSIVE
     with pytest.raises(ValueError, match="one verdict on one claim for each of several models"):
         lw.claims.on_family(both[:1] * 2, "ours")
     with pytest.raises(ValueError, match="Q9 asks for something else than gains"):
@@ -547,7 +547,7 @@ def test_where_little_is_lost_no_order_is_told_from_another(rng):
     at_stake = rows.loc[(rows["order"] == "LIM") & (rows["lowered"] == 8), windows].mean(axis=None)
     smaller = rows.assign(**{name: rows[name] * 0.04 / at_stake for name in windows})  # 0.04 nats with all lowered
     found = lw.claims.beyond_position(smaller, choice)
-    assert found.verdict == CANNOT_TELL and "too little for 0.01 to tell orders apart" in found.reason
+    assert found.verdict == INCONCLUSIVE and "too little for 0.01 to tell orders apart" in found.reason
     worse = smaller.copy()
     worse.loc[(worse["order"] == "LIM") & worse["lowered"].between(1, 7), windows] += 0.02
     behind = lw.claims.beyond_position(worse, choice)

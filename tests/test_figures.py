@@ -401,7 +401,7 @@ VERDICTS = pd.DataFrame(
     {
         "claim": ["S1", "S1", "Q1", "Q1"],
         "model": ["6L", "12L", "6L", "24L"],
-        "verdict": ["holds", "doesn't hold", "can't tell", "holds"],
+        "verdict": ["holds", "doesn't hold", "inconclusive", "holds"],
         "effect": [-3.14159, 0.5, np.nan, 28.0],
         "unit": ["%", "rank correlation", "points", "points"],
     }
@@ -416,7 +416,7 @@ def test_verdicts_are_cells_with_their_effects():
     colours = {patch.get_xy(): patch.get_facecolor() for patch in ax.patches}
     assert len(colours) == 4 and colours[0.03, 0.06] == colours[2.03, 1.06] != colours[1.03, 0.06]
     legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
-    assert legend == ["✓ holds", "✗ doesn't hold", "? can't tell"]
+    assert legend == ["✓ holds", "✗ doesn't hold", "? inconclusive"]
     (ax,) = figures.verdicts(VERDICTS, ["24L"])  # which stands first then
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["24L", "6L", "12L"]
 
@@ -449,7 +449,7 @@ def test_a_forest_is_of_intervals_with_their_verdict_in_words():
         {
             "kind": ["width", "width", "bytes"],
             "model": ["6L", "12L", "6L"],
-            "verdict": ["holds", "can't tell", "doesn't hold"],
+            "verdict": ["holds", "inconclusive", "doesn't hold"],
             "value": [-2.8, 0.5, 8.7],
             "low": [-3.2, -1.0, 7.0],
             "high": [-2.3, 2.0, 10.4],
@@ -461,7 +461,7 @@ def test_a_forest_is_of_intervals_with_their_verdict_in_words():
     drawn = {tuple(line.get_xdata()): set(line.get_ydata()) for line in width.get_lines()}
     assert drawn == {(0, 0): {0, 1}, (-3.2, -2.3): {0}, (-2.8,): {0}, (-1.0, 2.0): {1}, (0.5,): {1}}
     said = {text.get_text(): text.xy[1] for ax in (width, of_bytes) for text in ax.texts}
-    assert said == {"✓ holds, −2.8 %": 0, "? can't tell, +0.50 %": 1, "✗ doesn't hold, +8.7 %": 0}
+    assert said == {"✓ holds, −2.8 %": 0, "? inconclusive, +0.50 %": 1, "✗ doesn't hold, +8.7 %": 0}
 
 
 def test_what_fits_is_coloured_by_the_smallest_card_that_has_room():

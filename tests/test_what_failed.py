@@ -29,8 +29,7 @@ def test_every_result_names_where_it_is_computed():
     entries = re.search("## Results\n(.*)## Dead ends", PAGE, re.S).group(1).strip().split("\n\n")
     assert len(entries) > 10
     for entry in entries:
-        if "GPTQ depends" not in entry:  # of which there are no results
-            assert re.search(r"\(\.\./notebooks/\w+\)|\(claims\)|`results/\S+`", entry), entry
+        assert re.search(r"\(\.\./notebooks/\w+\)|\(claims\)|`results/\S+`", entry), entry
 
 
 def test_what_it_names_is_there():
@@ -109,3 +108,19 @@ def test_quantizing_once_saves_less_where_quantizing_is_cheap():
     assert len(anew)
     for name, ratio in anew.items():
         assert (ratio >= 5) == ("hqq" in name), name
+
+
+def test_deeper_models_tolerate_no_more_slicing_and_many_more_layers_at_2_bits_in_lims_order():
+    steps = pd.read_csv(ROOT / "results" / "depth" / "steps.csv", low_memory=False)
+    shares = lw.claims.tolerated(steps[steps["model"].isin(OURS) & (steps["model"] != "12L-muon")])
+    verdicts = {kind: lw.claims.q4(part) for kind, part in shares.groupby("kind")}
+    assert {verdicts[kind].verdict for kind in ("bits, LIM", "bits, random", "slicing")} == {"inconclusive"}
+    assert verdicts["slicing"].low < 0 < verdicts["slicing"].high < 2
+    assert verdicts["bits, LIM"].low > verdicts["bits, random"].high
+
+
+def test_lim_adds_little_to_a_quantizer_that_chooses_and_zd_does_harm():
+    rows = pd.read_csv(ROOT / "results" / "dynamic_quantizers" / "plans.csv")
+    loss = rows[rows["what"].isin(["both", "nothing"])].groupby(["model", "plan"])["loss"].mean().unstack()
+    assert set(loss.index) == {"6L", "12L", "24L"}
+    assert (loss["LIM"] - loss["uniform"]).between(-0.01, 0).all() and (loss["ZD"] - loss["uniform"] > 0.05).all()

@@ -7,7 +7,7 @@ import pandas as pd
 
 from layerwise import stats
 from layerwise.claims.block_orders import CLOSE, TIMES, check_plans, share_left, windows_of
-from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, Verdict, a_gain, counted, in_words
+from layerwise.claims.verdict import DOES_NOT, HOLDS, INCONCLUSIVE, Verdict, a_gain, counted, in_words
 from layerwise.stats import Estimate
 
 LEAST = 2.0  # points of layers for each doubling of the depth: a gain that counts
@@ -80,7 +80,7 @@ def q4(rows: pd.DataFrame) -> Verdict:
     Models read the same windows, so the errors of one depth are taken to be one error, and those of two depths to be
     independent: usually the wider way, since what moves all depths alike doesn't move the slope.
 
-    The rule is `verdict.a_gain`: 2 points are the least that counts. It can't be told with fewer than two depths, two
+    The rule is `verdict.a_gain`: 2 points are the least that counts. It is inconclusive with fewer than two depths, two
     models of each depth, or two windows, or where a share is censored. The verdict is on this family alone.
 
     Raises ValueError for rows that lack a column, a value in [0, 1], or have a model twice.
@@ -96,7 +96,7 @@ def q4_by_blocks(rows: pd.DataFrame) -> Verdict:
 
     Rows and errors as for `q4`. The effect is how many more blocks can't be compressed for each doubling of the depth,
     negative = deeper models need fewer. It holds where the whole interval is below 0, it doesn't where it is above; it
-    can't be told else, and where `q4` can't.
+    is inconclusive else, and where `q4` is.
     """
     _check(rows)
     statement = f"In this family, with more layers fewer blocks must stay as they are{_kind(rows)}."
@@ -132,20 +132,20 @@ def _judged(
     )
     if len(counts) < 2:
         nothing = (np.nan, np.nan, np.nan)
-        return Verdict(claim, statement, CANNOT_TELL, *nothing, unit, f"There is one depth: {means}.", rows)
+        return Verdict(claim, statement, INCONCLUSIVE, *nothing, unit, f"There is one depth: {means}.", rows)
     slope = _slope(rows["blocks"].to_numpy(float), y, enough=counts.min() >= 2)
     if rows["censored"].any():
-        verdict, why = CANNOT_TELL, "some models leave the level before the first step, or never"
+        verdict, why = INCONCLUSIVE, "some models leave the level before the first step, or never"
     elif counts.min() < 2:
-        verdict, why = CANNOT_TELL, "one model of a depth says nothing of what training again would give"
+        verdict, why = INCONCLUSIVE, "one model of a depth says nothing of what training again would give"
     elif np.isnan(slope.low):
-        verdict, why = CANNOT_TELL, "one window says nothing of what another text would give"
+        verdict, why = INCONCLUSIVE, "one window says nothing of what another text would give"
     elif sign > 0:
         verdict, why = a_gain(slope, least, unit)
     elif slope.high < 0 or slope.low > 0:
         verdict, why = (HOLDS, "that is below 0") if slope.high < 0 else (DOES_NOT, "that is above 0")
     else:
-        verdict, why = CANNOT_TELL, "0 is not ruled out"
+        verdict, why = INCONCLUSIVE, "0 is possible"
     reason = (
         f"With each doubling of the depth {what} changes by {in_words(slope, unit)} "
         f"({means}; {counted(len(rows), 'model')}): {why}."

@@ -10,7 +10,7 @@ import pandas as pd
 
 from layerwise import stats
 from layerwise.claims import block_orders
-from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, RISK, Verdict, counted, in_words
+from layerwise.claims.verdict import DOES_NOT, HOLDS, INCONCLUSIVE, RISK, Verdict, counted, in_words
 from layerwise.stats import Estimate
 
 EXTREME = 2  # bits: "unless at extreme quantization", as the abstract has it
@@ -26,7 +26,7 @@ def q3(rows: pd.DataFrame, bits: str = "uniform bits", least: float = EXTREME + 
 
     - holds: at each of these sizes bits are better, after Holm's correction for their number;
     - doesn't hold: at one of them bits are worse, after the correction;
-    - can't tell: else, or the data give no interval.
+    - inconclusive: else, or the data give no interval.
 
     At fewer bits the claim has an exception, `q3_exception`. Raises ValueError as
     `at_equal_bytes` does, and if no plan has that many bits.
@@ -42,7 +42,7 @@ def q3(rows: pd.DataFrame, bits: str = "uniform bits", least: float = EXTREME + 
     if judged["p"].notna().all():
         significant = stats.holm(judged["p"]) <= RISK
     better, worse = (int((significant & (sign * judged["value"] > 0)).sum()) for sign in (1, -1))
-    verdict = DOES_NOT if worse else HOLDS if better == len(found) else CANNOT_TELL
+    verdict = DOES_NOT if worse else HOLDS if better == len(found) else INCONCLUSIVE
     worst = judged.loc[judged["value"].idxmin()]
     effect = Estimate(worst["value"], worst["low"], worst["high"])
     unjudged = len(found) - len(judged)
@@ -62,7 +62,7 @@ def q3_exception(rows: pd.DataFrame, bits: str = "uniform bits") -> Verdict:
     Rows as for `crossing`. The plan of the family `bits` with at most 2 average bits, of several the smallest, is set
     against pruning of as many bytes, as `at_equal_bytes` does it. The effect is the loss of pruning minus that of the
     bits in nats per token, positive = bits are better: it holds where the whole interval is below 0, it doesn't where
-    it is above. It can't be told where nothing pruned is as large. Raises ValueError as `at_equal_bytes` does, and
+    it is above. It is inconclusive where nothing pruned is as large. Raises ValueError as `at_equal_bytes` does, and
     without such a plan.
     """
     found = at_equal_bytes(rows, bits)
@@ -73,9 +73,9 @@ def q3_exception(rows: pd.DataFrame, bits: str = "uniform bits") -> Verdict:
     effect = Estimate(row["value"], row["low"], row["high"])
     at = f"At {row['average_bits']:g} bits"
     if np.isnan(effect.low):
-        verdict, reason = CANNOT_TELL, f"{at} the data give no interval, or nothing pruned is as large."
+        verdict, reason = INCONCLUSIVE, f"{at} the data give no interval, or nothing pruned is as large."
     else:
-        verdict = HOLDS if effect.high < 0 else DOES_NOT if effect.low > 0 else CANNOT_TELL
+        verdict = HOLDS if effect.high < 0 else DOES_NOT if effect.low > 0 else INCONCLUSIVE
         reason = f"{at} the loss of {row['rival']} minus that of the bits is {in_words(effect, 'nats')}."
     statement = f"At {EXTREME} bits, pruning beats quantizing at equal bytes."
     return Verdict("Q3 at 2 bits", statement, verdict, *effect, "nats", reason, rows)

@@ -45,7 +45,8 @@ class Grid:
         """
         if not self.enough:
             _, draws, units = self.values.shape
-            return f"{counted(draws, 'draw')} and {counted(units, 'unit')} are too few, 2 of each are needed"
+            there = f"{counted(draws, 'calibration sample')} and {counted(units, 'unit')}"
+            return f"{there} are too few, 2 of each are needed"
         means = self.values.mean(axis=(1, 2))
         better, worse = ([int((sign * means[p < RISK] > 0).sum()) for p in self.p_values()] for sign in (-1, 1))
         return (

@@ -12,8 +12,8 @@ from layerwise import stats
 from layerwise.claims import block_orders
 from layerwise.claims.differences import percent
 from layerwise.claims.verdict import (
-    CANNOT_TELL,
     DOES_NOT,
+    INCONCLUSIVE,
     NATS,
     Part,
     Verdict,
@@ -48,8 +48,8 @@ def beyond_position(rows: pd.DataFrame, choice: pd.DataFrame, order: str = "LIM"
     lucky enough among them, and only the gain over them counts. Raises ValueError as `read_orders` and
     `best_by_position` do.
 
-    Where lowering all blocks costs less than five times 0.01 nats hardly an order could save as much: what isn't behind
-    the ramp can't be told there then.
+    Where fewer bits for all blocks cost less than five times 0.01 nats hardly an order could save as much: then what
+    isn't behind the ramp is inconclusive.
     """
     ramp = block_orders.best_by_position(choice)
     sweep = block_orders.against_random(rows, order, KEPT, "random")
@@ -67,8 +67,8 @@ def beyond_position(rows: pd.DataFrame, choice: pd.DataFrame, order: str = "LIM"
     parts = (Part(beyond, NATS, "nats"), *(Part(gain, NATS, "nats") for gain, _ in savings.values()))
     stake = np.diff(of_both.loss[order][0, [0, -1]].mean(axis=-1)).item()
     if stake < STAKE * NATS and verdict == DOES_NOT and beyond.high >= 0:
-        verdict, parts = CANNOT_TELL, ()
-        reason += f" Lowering all blocks costs {stake:.3f} nats, too little for {NATS:g} to tell orders apart."
+        verdict, parts = INCONCLUSIVE, ()
+        reason += f" Fewer bits for all blocks cost {stake:.3f} nats, too little for {NATS:g} to tell orders apart."
     return Verdict(f"{order} beyond position", statement, verdict, *beyond, "nats", reason, rows, luck, parts)
 
 
@@ -103,7 +103,7 @@ def slices_beyond_position(rows: pd.DataFrame, choice: pd.DataFrame, plan: str =
         rivals.append(rival)
     if not beyond:
         reason = "At every mean constant slicing more than doubles perplexity, so there is nothing to judge."
-        return Verdict(f"{plan} beyond position", statement, CANNOT_TELL, np.nan, np.nan, np.nan, "%", reason, rows)
+        return Verdict(f"{plan} beyond position", statement, INCONCLUSIVE, np.nan, np.nan, np.nan, "%", reason, rows)
     change = percent(stats.crossed_mean(np.mean(beyond, axis=0)))
     knows, why_knows = a_gain(turned(change), 1, "%")
     gains = {random: np.mean(savings, axis=0) for random, savings in over_random.items()}
@@ -112,7 +112,7 @@ def slices_beyond_position(rows: pd.DataFrame, choice: pd.DataFrame, plan: str =
     more, why_more, luck = _against_each(against, blocks)
     verdict = all_of([knows, more])
     if (draws := len(beyond[0])) < DRAWS:
-        verdict, why_more = CANNOT_TELL, f"not decided here, by {counted(draws, 'calibration draw')} of {DRAWS}"
+        verdict, why_more = INCONCLUSIVE, f"not decided here, by {counted(draws, 'calibration sample')} of {DRAWS}"
     reason = (
         f"Over {counted(len(rivals), 'mean slice')}, {plan} changes perplexity by {in_words(change, '%')} against "
         f"{' and '.join(dict.fromkeys(rivals))}, which measures nothing: {why_knows}; "

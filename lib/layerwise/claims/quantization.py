@@ -14,9 +14,9 @@ from layerwise import stats
 from layerwise.claims import block_orders
 from layerwise.claims.block_orders import CLOSE
 from layerwise.claims.verdict import (
-    CANNOT_TELL,
     DOES_NOT,
     HOLDS,
+    INCONCLUSIVE,
     NATS,
     Part,
     Verdict,
@@ -66,14 +66,14 @@ def q1(
     minus that of the rival, in points of layers, positive = the order is better, on the same resampled windows and at
     the numbers of lowered blocks that both have. The claim has three parts:
 
-    - by the order at least 25 % of layers can be lowered: it holds where the interval of the share is not below that,
-      it doesn't where the whole interval is below;
+    - by the order at least 25 % of layers can have fewer bits: it holds where the interval of the share is not below
+      that, it doesn't where the whole interval is below;
     - more than by the rival: `verdict.more_than_luck`; the least gain that counts is 5 points of layers;
     - and more than by the best order that measures nothing: `verdict.a_gain`, with the same least gain.
 
     It holds where all do. It doesn't hold where one doesn't, if the sweep puts orders to the test at all: quality must
-    be within the level with no layer lowered, and outside with all of them, each with its whole interval. Otherwise
-    all orders have the same share, and it can't be told.
+    be within the level with no layer at fewer bits, and outside with all of them, each with its whole interval.
+    Otherwise all orders have the same share, and it is inconclusive.
 
     Raises ValueError as `share_within` and `best_by_position` do, and for a rival that is not random.
     """
@@ -87,16 +87,16 @@ def q1(
     knows, why_knows = a_gain(beyond, LEAST, "points")
     verdict = all_of([enough, more, knows])
     reason = (
-        f"By {order} quality stays within {100 * level:g} % until {_percent(own.estimate)} of layers are lowered "
+        f"By {order} quality stays within {100 * level:g} % until {_percent(own.estimate)} of layers have fewer bits "
         f"({sweep.name}): {why_enough}; by {rival} until {_percent(others.estimate)}, {in_words(gain, 'points')} "
         f"between them: {why_more}; by {ramp}, which measures nothing, until {_percent(plain.estimate)}, "
         f"{in_words(beyond, 'points')}: {why_knows}"
     )
     if verdict != HOLDS and (why := block_orders.untested(sweep, order, level)):
-        verdict, reason = CANNOT_TELL, f"{reason}; but {why}, so orders are not put to the test"
+        verdict, reason = INCONCLUSIVE, f"{reason}; but {why}, so orders are not put to the test"
     statement = (
         f"By {order} quality stays within {100 * level:g} % of the original until at least {100 * BY_SCORE[0]:g} % of "
-        f"layers have lower bits, and longer than by {rival} and by the best ramp over depth."
+        f"layers have fewer bits, and longer than by {rival} and by the best ramp over depth."
     )
     parts = (
         Part(Estimate(*(100 * (number - BY_SCORE[0]) for number in own.estimate)), 0, "points"),
@@ -112,14 +112,14 @@ def q1_at_random(rows: pd.DataFrame, level: float = CLOSE, rival: str = "random"
 
     Rows of one setting. The effect is `share_within` of the rival, the mean over random orders, in % of layers. It
     holds where the whole interval is at most 10 %, it doesn't where it is above; else, and where the sweep doesn't put
-    orders to the test (see `q1`), it can't be told. Raises ValueError as `share_within` does.
+    orders to the test (see `q1`), it is inconclusive. Raises ValueError as `share_within` does.
     """
     sweep = block_orders.read_orders(rows, [rival])
     share = sweep.shares(rival, level).estimate
     most = AT_RANDOM[1]
     if np.isnan(share.low) or share.low <= most < share.high:
         verdict, why = (
-            CANNOT_TELL,
+            INCONCLUSIVE,
             "the data give no interval" if np.isnan(share.low) else f"{100 * most:g} % is inside",
         )
     elif share.high <= most:
@@ -127,11 +127,11 @@ def q1_at_random(rows: pd.DataFrame, level: float = CLOSE, rival: str = "random"
     else:
         verdict, why = DOES_NOT, f"that is more than {100 * most:g} %"
     reason = (
-        f"By {rival} quality stays within {100 * level:g} % until {_percent(share)} of layers are lowered "
+        f"By {rival} quality stays within {100 * level:g} % until {_percent(share)} of layers have fewer bits "
         f"({sweep.name}): {why}"
     )
     if untested := block_orders.untested(sweep, rival, level):
-        verdict, reason = CANNOT_TELL, f"{reason}; but {untested}, so orders are not put to the test"
+        verdict, reason = INCONCLUSIVE, f"{reason}; but {untested}, so orders are not put to the test"
     statement = f"In random order quality stays within {100 * level:g} % only until {100 * most:g} % of layers at most."
     effect = Estimate(*(100 * number for number in share))
     return Verdict("Q1 at random", statement, verdict, *effect, "%", f"{reason}.", rows)
@@ -220,12 +220,12 @@ def _by_block(
 
 def _at_least(share: Estimate, claimed: float) -> tuple[str, str]:
     if np.isnan(share.low):
-        return CANNOT_TELL, "the data give no interval"
+        return INCONCLUSIVE, "the data give no interval"
     if share.low >= claimed:
         return HOLDS, f"{100 * claimed:g} % is reached"
     if share.high < claimed:
         return DOES_NOT, f"{100 * claimed:g} % is not reached"
-    return CANNOT_TELL, f"{100 * claimed:g} % may be reached or not"
+    return INCONCLUSIVE, f"{100 * claimed:g} % may be reached or not"
 
 
 def _percent(share: Estimate) -> str:

@@ -12,7 +12,7 @@ from layerwise.claims import grid
 from layerwise.claims.differences import against, percent
 from layerwise.claims.grid import Grid
 from layerwise.claims.position import DRAWS, TWICE
-from layerwise.claims.verdict import CANNOT_TELL, Verdict, as_much_as, counted, in_words, no_worse, turned
+from layerwise.claims.verdict import INCONCLUSIVE, Verdict, as_much_as, counted, in_words, no_worse, turned
 from layerwise.stats import Estimate
 
 _S1 = "Dynamic slicing keeps or improves on constant slicing of the same size."
@@ -40,7 +40,7 @@ def s1(rows: pd.DataFrame, margin: float = 1.0) -> Verdict:
 
     The effect is the change of perplexity in %, negative = dynamic is better: the mean over the bases of each budget,
     then over budgets, so that nothing is chosen. For one base, fixed beforehand, pass its rows alone. The rule is
-    `verdict.no_worse`, with `margin` in % of perplexity. It can't be told from fewer than 5 draws of calibration text.
+    `verdict.no_worse`, with `margin` in % of perplexity. It is inconclusive with fewer than 5 calibration samples.
 
     Raises ValueError for rows that lack a column or a value, repeat one, are of several models, or have no base below
     their mean.
@@ -65,8 +65,8 @@ def s1_tasks(rows: pd.DataFrame, claimed: float = 5.0) -> Verdict:
 
     The effect is the gain in points of accuracy over all items, positive = dynamic is better, at the best setting as
     `Grid.held_out_best` has it. The rule is `verdict.as_much_as`. The abstract does not say what the 5 % are of:
-    points of accuracy ask for more than % of an accuracy do. It isn't decided by fewer than 10 draws of calibration
-    text. Errors as for `s1`.
+    points of accuracy ask for more than % of an accuracy do. It is inconclusive with fewer than 10 calibration
+    samples. Errors as for `s1`.
     """
     cells = _cells(rows, ["task", "item"])
     cells = replace(cells, values=-100 * cells.values)
@@ -140,15 +140,15 @@ def _intact(rows: pd.DataFrame) -> tuple[Grid | None, str]:
 
 def _wrecked(claim: str, statement: str, rows: pd.DataFrame) -> Verdict:
     reason = "At every mean constant slicing more than doubles perplexity, so there is nothing to judge."
-    return Verdict(claim, statement, CANNOT_TELL, np.nan, np.nan, np.nan, "%", reason, rows)
+    return Verdict(claim, statement, INCONCLUSIVE, np.nan, np.nan, np.nan, "%", reason, rows)
 
 
 def _of_draws(found: tuple[str, str], cells: Grid, needed: int) -> tuple[str, str]:
-    """A verdict and why, or that it isn't decided here, for want of calibration draws."""
+    """A verdict and why, or that it isn't decided here, for want of calibration samples."""
     draws = cells.values.shape[1]
     if draws >= needed:
         return found
-    return CANNOT_TELL, f"not decided here, by {counted(draws, 'calibration draw')} where {needed} are needed"
+    return INCONCLUSIVE, f"not decided here, by {counted(draws, 'calibration sample')} where {needed} are needed"
 
 
 def _at_best(cells: Grid, chosen: list[int], what: str, left_out: str = "") -> str:

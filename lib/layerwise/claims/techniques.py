@@ -7,7 +7,7 @@ import pandas as pd
 
 from layerwise import stats
 from layerwise.claims import block_orders
-from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS, Verdict, in_words, more_than_luck, turned
+from layerwise.claims.verdict import DOES_NOT, HOLDS, INCONCLUSIVE, Verdict, in_words, more_than_luck, turned
 from layerwise.stats import Estimate
 
 ALIKE = 50.0  # % of the largest gain that the smallest one is: techniques agree
@@ -48,7 +48,7 @@ def q6(rows: pd.DataFrame, order: str = "LIM", rival: str = "random") -> Verdict
       effect is above 50 %: the techniques agree by more than that the sign is one;
     - doesn't hold: on one technique there is such a gain, on another such a loss; or all gain, and the whole interval
       of the effect is below 50 %;
-    - can't tell: else, as where nothing is gained by any, or there are fewer than two techniques.
+    - inconclusive: else, as where nothing is gained by any, or there are fewer than two techniques.
 
     A random order in place of the score's is called so in at most 5 % of cases, since it would have to be lucky on
     every technique.
@@ -65,18 +65,18 @@ def q6(rows: pd.DataFrame, order: str = "LIM", rival: str = "random") -> Verdict
     least_lucky = max((luck for _, luck in savings), key=lambda luck: luck.p)
     effect = _alike(_techniques(_of_common_draws(rows, rival), order, rival), order, rival)
     if len(every) < 2:
-        verdict, why = CANNOT_TELL, "there is one technique"
+        verdict, why = INCONCLUSIVE, "there is one technique"
     elif any(gaining) and any(losing):
         verdict, why = DOES_NOT, f"it gains on {sum(gaining)} of {len(every)} techniques and loses on {sum(losing)}"
     elif not all(gaining):
         why = f"on {sum(gaining)} of {len(every)} techniques it gains, on {sum(losing)} it loses, by more than luck"
-        verdict = CANNOT_TELL
+        verdict = INCONCLUSIVE
     elif effect.high < ALIKE:
         verdict, why = DOES_NOT, "on one technique it gains less than half of what it does on another"
     elif effect.low > ALIKE:
         verdict, why = HOLDS, "on every technique it gains, by more than half of the most"
     else:
-        verdict, why = CANNOT_TELL, "on every technique it gains, but by how much of the most isn't clear"
+        verdict, why = INCONCLUSIVE, "on every technique it gains, but by how much of the most isn't clear"
     worst = min(range(len(every)), key=lambda i: savings[i][0].value)
     compared = (
         f"Of what {rival} loses over the sweep, {order} saves on the technique where it saves least "

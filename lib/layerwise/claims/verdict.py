@@ -7,13 +7,13 @@ everything that was drawn (calibration texts, windows or items), and no luck of 
 
 - holds: the whole interval is above minus the margin;
 - doesn't hold: the whole interval is below minus the margin;
-- can't tell: minus the margin is inside, or the data give no interval.
+- inconclusive: minus the margin is inside, or the data give no interval.
 
 `as_much_as` asks for a gain of x where it is largest:
 
 - holds: there is a gain (the interval is above 0), and x is inside or below it;
 - doesn't hold: the whole interval is below x;
-- can't tell: both 0 and x are inside, or the data give no interval.
+- inconclusive: both 0 and x are inside, or the data give no interval.
 
 So where nothing is gained it says "holds" with a risk of 2.5 %, and where x or more is gained it says "doesn't hold"
 with the same risk. Where something is gained, but less than x, it depends on the precision: read the interval.
@@ -22,7 +22,7 @@ with the same risk. Where something is gained, but less than x, it depends on th
 
 - holds: the interval is above 0, and the least gain that counts is inside or below it;
 - doesn't hold: the whole interval is below the least gain that counts;
-- can't tell: else, or the data give no interval.
+- inconclusive: else, or the data give no interval.
 
 `more_than_luck` is for an order of blocks against random ones. One order of many is better or worse than their mean
 even if it knows nothing, and enough windows show that. So beside a gain it asks that an order without information does
@@ -44,8 +44,8 @@ import pandas as pd
 
 from layerwise.stats import Estimate, Luck, holm, over_models
 
-HOLDS, DOES_NOT, CANNOT_TELL = "holds", "doesn't hold", "can't tell"
-SAID = {HOLDS: "holds", DOES_NOT: "doesn't hold", CANNOT_TELL: "can't be told"}  # of a claim, in a sentence
+HOLDS, DOES_NOT, INCONCLUSIVE = "holds", "doesn't hold", "inconclusive"
+SAID = {HOLDS: "holds", DOES_NOT: "doesn't hold", INCONCLUSIVE: "is inconclusive"}  # of a claim, in a sentence
 NATS = 0.01  # per token, 1 % of perplexity: a gain of loss that counts
 RISK = 0.05  # of a false finding: luck taken for one, in one setting, or after correction in any setting of many
 
@@ -66,7 +66,7 @@ class Verdict:
     are NaN where the data give none. `reason` is made from the numbers. `luck` is that of the order that is judged,
     where random ones are its rivals, and `parts` are the gains that the claim asks for, where it asks for nothing else.
 
-    Raises ValueError for a verdict that is none of "holds", "doesn't hold" and "can't tell".
+    Raises ValueError for a verdict that is none of "holds", "doesn't hold" and "inconclusive".
     """
 
     claim: str
@@ -82,7 +82,7 @@ class Verdict:
     parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.verdict not in (known := (HOLDS, DOES_NOT, CANNOT_TELL)):
+        if self.verdict not in (known := (HOLDS, DOES_NOT, INCONCLUSIVE)):
             raise ValueError(f"a verdict is one of {', '.join(map(repr, known))}, not {self.verdict!r}")
 
     @property
@@ -110,7 +110,7 @@ def told(verdicts: Iterable[Verdict]) -> str:
 
 
 def summary(verdicts: Iterable[Verdict]) -> str:
-    """Verdicts on one claim in a clause that goes on from it: "holds on 12L, 24L; can't be told on 6L"."""
+    """Verdicts on one claim in a clause that goes on from it: "holds on 12L, 24L; is inconclusive on 6L"."""
     on: dict[str, list[str]] = {verdict: [] for verdict in SAID}
     for each in verdicts:
         on[each.verdict].append(_models(each))
@@ -139,34 +139,34 @@ def by_model(rows: pd.DataFrame, unit: str, sign: str = "+") -> str:
 def no_worse(gain: Estimate, margin: float, unit: str) -> tuple[str, str]:
     """Verdict and, in words, why; `margin` in the unit of the gain."""
     if np.isnan(gain.low):
-        return CANNOT_TELL, "the data give no interval"
+        return INCONCLUSIVE, "the data give no interval"
     if gain.low > -margin:
         return HOLDS, f"all of that is better than the margin, {margin:g} {unit} worse"
     if gain.high < -margin:
         return DOES_NOT, f"all of that is beyond the margin, {margin:g} {unit} worse"
-    return CANNOT_TELL, f"the margin, {margin:g} {unit} worse, is inside that"
+    return INCONCLUSIVE, f"the margin, {margin:g} {unit} worse, is inside that"
 
 
 def as_much_as(gain: Estimate, claimed: float, unit: str) -> tuple[str, str]:
     """Verdict and, in words, why; `claimed` in the unit of the gain."""
     if np.isnan(gain.low):
-        return CANNOT_TELL, "the data give no interval"
+        return INCONCLUSIVE, "the data give no interval"
     if gain.high < claimed:
         return DOES_NOT, f"a gain of {claimed:g} {unit} is ruled out"
     if gain.low > 0:
-        return HOLDS, f"there is a gain, and one of {claimed:g} {unit} is not ruled out"
-    return CANNOT_TELL, f"neither no gain nor one of {claimed:g} {unit} is ruled out"
+        return HOLDS, f"there is a gain, and one of {claimed:g} {unit} is possible"
+    return INCONCLUSIVE, f"both no gain and one of {claimed:g} {unit} are possible"
 
 
 def a_gain(gain: Estimate, least: float, unit: str) -> tuple[str, str]:
     """Verdict and, in words, why; `least`, the smallest gain that counts, in the unit of the gain."""
     if np.isnan(gain.low):
-        return CANNOT_TELL, "the data give no interval"
+        return INCONCLUSIVE, "the data give no interval"
     if gain.high < least:
         return DOES_NOT, f"as much as {least:g} {unit} is ruled out" if least else "that is below 0"
     if gain.low > 0:
         return HOLDS, "that is above 0"
-    return CANNOT_TELL, f"neither 0 nor {least:g} {unit} is ruled out" if least else "0 is not ruled out"
+    return INCONCLUSIVE, f"both 0 and {least:g} {unit} are possible" if least else "0 is possible"
 
 
 def more_than_luck(gain: Estimate, luck: Luck, least: float, unit: str) -> tuple[str, str]:
@@ -176,14 +176,14 @@ def more_than_luck(gain: Estimate, luck: Luck, least: float, unit: str) -> tuple
         return verdict, why
     counts = f"{luck.as_good} of {luck.drawn} orders without information do as well"
     chance = f"{counts} (p = {luck.p:.2g}; at most {100 * luck.most:.2g} % of all)"
-    return (HOLDS, f"{why}, and {chance}") if luck.p <= RISK else (CANNOT_TELL, f"{why}, but {chance}")
+    return (HOLDS, f"{why}, and {chance}") if luck.p <= RISK else (INCONCLUSIVE, f"{why}, but {chance}")
 
 
 def corrected(verdicts: Iterable[Verdict]) -> list[Verdict]:
     """Verdicts on one claim, of a model each, with their luck corrected for the number of models by Holm's method.
 
     Where a claim holds on a model because few random orders do as well, one of many models would show that by chance:
-    what remains of luck then leaves the verdict at "can't tell", and so do random orders that are too few to tell.
+    what remains of luck then leaves the verdict at "inconclusive", and so do random orders that are too few to tell.
     Verdicts without luck stay as they are.
     """
     verdicts = list(verdicts)
@@ -196,7 +196,7 @@ def corrected(verdicts: Iterable[Verdict]) -> list[Verdict]:
             why = f"Of {counted(len(lucks), 'model')}, one would do so by luck with p = {p:.2f}"
             if each.luck.drawn < enough:
                 why += f"; {each.luck.drawn} random orders are too few, {enough} are needed"
-            each = replace(each, verdict=CANNOT_TELL, reason=f"{each.reason} {why}.")
+            each = replace(each, verdict=INCONCLUSIVE, reason=f"{each.reason} {why}.")
         found.append(each)
     return found
 
@@ -236,7 +236,7 @@ def on_family(verdicts: Sequence[Verdict], family: str) -> Verdict:
 def all_of(verdicts: Iterable[str]) -> str:
     """The verdict on a claim from those on its parts."""
     found = set(verdicts)
-    return DOES_NOT if DOES_NOT in found else CANNOT_TELL if CANNOT_TELL in found else HOLDS
+    return DOES_NOT if DOES_NOT in found else INCONCLUSIVE if INCONCLUSIVE in found else HOLDS
 
 
 def turned(estimate: Estimate) -> Estimate:
@@ -252,7 +252,7 @@ def in_words(estimate: Estimate, unit: str, sign: str = "+") -> str:
 
 
 def counted(number: int, word: str) -> str:
-    """1 draw, 2 draws."""
+    """1 model, 2 models."""
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 

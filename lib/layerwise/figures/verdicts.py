@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from layerwise.claims.verdict import CANNOT_TELL, DOES_NOT, HOLDS
+from layerwise.claims.verdict import DOES_NOT, HOLDS, INCONCLUSIVE
 from layerwise.figures.common import GREY, legend, panels
 
 # Pale enough for black type; blue, orange and grey are told apart by colour-blind readers too, and signs by all.
-_FILLS = {HOLDS: "#b5d3ea", DOES_NOT: "#f6c9a0", CANNOT_TELL: "#e3e3e3"}
-_LINES = {HOLDS: "#0072B2", DOES_NOT: "#B34700", CANNOT_TELL: GREY}
+_FILLS = {HOLDS: "#b5d3ea", DOES_NOT: "#f6c9a0", INCONCLUSIVE: "#e3e3e3"}
+_LINES = {HOLDS: "#0072B2", DOES_NOT: "#B34700", INCONCLUSIVE: GREY}
 _HALF = 4.2  # inches: two such figures stand side by side on a laptop
-SIGNS = {HOLDS: "✓", DOES_NOT: "✗", CANNOT_TELL: "?"}
+SIGNS = {HOLDS: "✓", DOES_NOT: "✗", INCONCLUSIVE: "?"}
 
 
 def brief(effect: float, unit: str) -> str:
