@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from layerwise.claims import kl_ratios
+from layerwise.claims import kl_ratios, told_ratios
 
 
 def rows(factors, noise=0.0, windows=16, seed=0):
@@ -48,3 +48,8 @@ def test_a_better_one_is_told_and_budgets_that_one_lacks_are_left_out():
 def test_equal_plans_differ_by_nothing():
     found = kl_ratios(rows({"ours": [1, 1, 1], "theirs": [1, 1, 1]}), "ours").iloc[0]
     assert found[["value", "low", "high"]].tolist() == [0, 0, 0] and found["worse"] == found["better"] == 0
+
+
+def test_ratios_are_told_as_times():
+    found = kl_ratios(rows({"ours": [1, 1, 1], "theirs": [1.2, 1.2, 1.2]}), "ours").assign(model="hub/name")
+    assert told_ratios(found) == ["1.20 times (1.20 to 1.20) on name"]

@@ -9,7 +9,7 @@ import pytest
 from layerwise.book import paths, sync
 
 ROOT = Path(__file__).parents[1]
-WITHOUT = {"claims", "embedded_models", "fit_a_budget"}
+WITHOUT = {"claims", "embedded_models"}
 NAMES = sorted({*paths.chapters(ROOT)} - WITHOUT)
 
 

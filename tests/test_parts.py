@@ -81,3 +81,12 @@ def test_what_the_model_has_not_is_named():
     model.lm_head = torch.nn.Sequential(model.lm_head)
     with pytest.raises(ValueError, match="sets head_bits, and the model's head is of a kind"):
         Plan((Layer(),) * 3, 32, head_bits=4).predicted_bytes(lw.shape(model))
+
+
+def test_bits_for_all_are_bytes_between_two_widths():
+    shape = SHAPES["tied"]
+    two, four = (by_part(shape, [bits] * len(shape.parts)).predicted_bytes(shape) for bits in (2, 4))
+    assert lw.plans.bytes_at(shape, 2, [4, 2]) == two and lw.plans.bytes_at(shape, 4, [2, 4]) == four
+    assert lw.plans.bytes_at(shape, 2.5, [2, 4]) == int(two + (four - two) / 4)
+    with pytest.raises(ValueError, match="from 2 to 4"):
+        lw.plans.bytes_at(shape, 5, [2, 4])

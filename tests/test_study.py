@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from layerwise.experiments import study as studies
-from layerwise.experiments.rows import accuracy_rows, item_rows, window_rows
+from layerwise.experiments.rows import accuracy_rows, cost_table, item_rows, window_rows
 from layerwise.quantization import RTN
 
 CLEAN = {"commit": "0" * 40, "dirty": False, "date": "2026-11-30"}
@@ -141,6 +141,26 @@ def test_choices_rest_on_calibration_text(study):
         expected = lw.evaluation.window_differences(small, model, text)[0]
         np.testing.assert_allclose(seen.filter(regex=r"^w\d").iloc[i], expected, atol=1e-5)
     assert not set(seen["key"]) & set(unseen["key"]) and (seen["loss"] != unseen["loss"]).all()
+
+
+def test_quality_on_another_corpus_is_that_of_its_text(study):
+    first = study()
+    plan = lw.plans.bits(first.shapes["6L"], np.arange(6), 3, 8, 2)
+    rows = first.quality("other", [first.case("6L", plan, "rtn", text="world/sums")], corpus="world/sums")
+    model, tokenizer = first.models["6L"], first.tokenizers["6L"]
+    text = lw.tokens(tokenizer, "world/sums", "test", n=first.test_windows, length=first.length)
+    expected = lw.compare(lw.compress(model, plan, quantizer="rtn"), model, text).loss
+    assert rows["loss"].item() == pytest.approx(expected, abs=1e-5)
+    assert first.ledger.find(rows["key"].item()).origin["text"] == "world/sums"
+
+
+def test_a_table_of_costs_is_what_the_function_gave(study):
+    first = study()
+    table = np.arange(12.0).reshape(6, 2)
+    costs = first.values("costs", {"mine": lambda model, tokens: table}, n=1, label="cost", quantizer="rtn")
+    others = costs.assign(cost="another", w0=7.0, w2=1.0)
+    mixed = pd.concat([costs.sample(frac=1, random_state=0), others])
+    assert (cost_table(mixed, "6L", "rtn", "mine") == table).all()
 
 
 def test_what_is_known_is_not_run_again_and_labels_decide_nothing(study, monkeypatch):
