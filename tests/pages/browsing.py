@@ -36,6 +36,11 @@ UNWRITTEN = """() => [...document.querySelectorAll('article .math')]
 EAGER = """() => [...document.querySelectorAll('article img')]
     .filter(image => image.getBoundingClientRect().top > innerHeight && image.loading !== 'lazy')
     .map(image => image.src)"""
+# Figures are drawn for a light card and keep it.
+PALE_BOXES = """() => [...document.querySelectorAll('body :not(img)')].filter(box => {
+    const [red, green, blue, alpha = 1] = getComputedStyle(box).backgroundColor.match(/[\\d.]+/g).map(Number);
+    return alpha > 0.5 && Math.min(red, green, blue) > 150 && box.offsetWidth > 100 && box.checkVisibility();
+}).map(box => box.outerHTML.slice(0, 160))"""
 OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 # Folds fade in, and colours change slowly.
 SETTLED = """async () => {
@@ -57,6 +62,7 @@ class Visit:
     formulas: int = 0
     unwritten: list[str] = field(default_factory=list)  # formulas that are LaTeX still
     overflow: int = 0
+    pale: list[str] = field(default_factory=list)  # boxes of a light colour in dark mode
     boxes: list[dict] = field(default_factory=list)
     empty_headers: list[str] = field(default_factory=list)
     violations: dict[str, list[str]] = field(default_factory=dict)  # by look: rule and where
@@ -114,6 +120,7 @@ def visit_page(browser: Browser, site: str, name: str) -> Visit:
             page.evaluate(SETTLED)
             visit.themes.append(page.evaluate("() => document.documentElement.dataset.theme"))
             visit.violations[f"{mode}, {size['width']}"] = violations(page)
+        visit.pale += page.evaluate(PALE_BOXES)
         visit.boxes += page.evaluate(SCROLL_BOXES)
         context.close()
     return visit

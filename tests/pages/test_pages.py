@@ -36,6 +36,10 @@ def test_it_is_accessible_in_light_and_dark_on_a_laptop_and_a_phone(visit):
     assert visit.empty_headers == []
 
 
+def test_dark_mode_has_no_pale_boxes(visit):
+    assert visit.pale == []
+
+
 def test_a_phone_scrolls_down_only(visit):
     assert visit.overflow <= 0
 
