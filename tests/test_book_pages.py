@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -64,9 +65,25 @@ def test_formulas_are_mathml_and_load_nothing(built):
     assert warnings == ""
 
 
-def test_a_formula_that_has_no_translation_is_a_warning_that_names_it(built):
-    _, warnings, _ = built("Toy\n===\n\n:math:`\\frobnicate x`\n")
-    assert "toy.rst" in warnings and "frobnicate" in warnings
+@pytest.mark.parametrize("formula", [r"\frobnicate x", r"a \\ b"])
+def test_a_formula_that_has_no_translation_is_a_warning_that_says_where(built, formula):
+    _, warnings, _ = built(f"Toy\n===\n\n:math:`{formula}`\n")
+    assert "toy.rst:4: WARNING: this formula can't be written as MathML" in warnings
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"\tfrac12 x", ["1", "2"]),
+        (r"\frac123", ["1", "2", "3"]),
+        ("x^12", ["1", "2"]),
+        ("12 x", ["12"]),
+        (r"\begin{aligned} 1 &= a \\[4pt] 2 &= b \end{aligned}", ["1", "2"]),
+    ],
+)
+def test_digits_and_gaps_are_read_as_tex_does(built, written, read):
+    page, _, _ = built(f"Toy\n===\n\n:math:`{written}`\n")
+    assert re.findall(r"<mn>(\d+)</mn>", page) == read
 
 
 def test_data_is_a_file_beside_the_page_and_its_link_leads_there(built):

@@ -1,7 +1,7 @@
 """What readers do in the built book: search, plan for a card, read the claims on a phone, open it without a server."""
 
 import pytest
-from browsing import NARROW, SITE, Visit, watch
+from browsing import NARROW, SITE, Visit, violations, watch
 
 IN_VIEW = "mark => { const {top, bottom} = mark.getBoundingClientRect(); return top >= 0 && bottom <= innerHeight }"
 
@@ -25,6 +25,7 @@ def test_searching_for_a_score_finds_where_it_is_defined_and_measured(page, site
     found = search(page, site, "LIM")
     first = [address.split("#")[0] for address in found[:3]]
     assert "book/definitions.html" in first and "notebooks/layer_importance.html" in first, found
+    assert violations(page) == []
 
 
 @pytest.mark.parametrize(("words", "chapter"), [("slicing", "dynamic_slicing"), ("memory", "what_fits")])

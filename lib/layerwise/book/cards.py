@@ -20,7 +20,7 @@ def describe(app: Sphinx, page: str, template: str, context: dict, doctree: node
     site = published(Path(app.srcdir))
     said = {
         "og:type": "article",
-        "og:site_name": app.config.project,
+        "og:site_name": app.config.html_title,
         "og:title": app.env.titles[page].astext(),
         "og:description": textwrap.shorten(next(paragraphs, ""), LONGEST, placeholder=" …"),
         "og:url": f"{site}/{page}.html",

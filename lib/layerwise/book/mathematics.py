@@ -1,10 +1,16 @@
 """Formulas as MathML, which browsers show by themselves: no script to load, and screen readers know what they read."""
 
+import re
+
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
+
+# To TeX an argument without braces is one digit; docutils reads all digits there are.
+ONE_DIGIT = re.compile(r"((?:\\[dt]?frac(?:\{\w\})?|\\sqrt|[\^_]) ?)(\d)(?=\d)")
+GAP = re.compile(r"\\\\\[[\d.]+(?:pt|em|ex)\]")  # more room between rows, which style gives to all of them
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +31,10 @@ def visit_math_block(self, node: nodes.math_block) -> None:
 
 
 def _mathml(node: nodes.Element, as_block: bool) -> str:
+    latex = GAP.sub(r"\\\\", node.astext())
+    latex = ONE_DIGIT.sub(r"\1{\2}", ONE_DIGIT.sub(r"\1{\2}", latex))  # once for each part of a fraction
     try:
-        return tex2mathml(node.astext(), as_block=as_block)
-    except MathError as error:
+        return tex2mathml(latex, as_block=as_block)
+    except (MathError, AttributeError) as error:  # the latter where rows are broken outside of an environment
         logger.warning("this formula can't be written as MathML: %s", error, location=node)
         return ""

@@ -11,7 +11,8 @@ from .search import COUNTS, count_words, write_counts
 
 # Jupyter Book loads this on every page, for what this book has none of: code run by a server elsewhere, tabs.
 UNUSED = ("sphinx-thebe", "THEBE_JS_URL", "design-tabs")
-CARDS = ("sphinx-design", 'class="sd-')  # a style, and how what it is for begins
+# Styles that some pages need, and what these have: cards and grids; cells of a notebook and what others take from them.
+STYLES = {"sphinx-design": ('class="sd-',), "mystnb": ('class="cell', "pasted-")}
 
 
 def without(html: str, *names: str) -> str:
@@ -21,8 +22,8 @@ def without(html: str, *names: str) -> str:
 
 def leave_out(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
     """Leave out scripts and styles that no page needs, and lend `without` to the template `layout.html`."""
-    style, use = CARDS
-    unused = UNUSED if use in context.get("body", "") else (*UNUSED, style)
+    body = context.get("body", "")
+    unused = [*UNUSED, *(style for style, uses in STYLES.items() if not any(use in body for use in uses))]
     for kind in ("script_files", "css_files"):
         context[kind][:] = [file for file in context[kind] if not _names(file, unused)]
     context["without"] = without
@@ -30,7 +31,7 @@ def leave_out(app: Sphinx, page: str, template: str, context: dict, doctree: nod
         app.add_js_file(COUNTS)
 
 
-def _names(file, names: tuple[str, ...]) -> bool:
+def _names(file, names: list[str]) -> bool:
     text = f"{file.filename or ''} {file.attributes.get('body', '')}"
     return any(name in text for name in names)
 
