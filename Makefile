@@ -53,13 +53,13 @@ test-extend: $(STAMP) ## extend every chapter as a reader would, by a score and 
 	OMP_NUM_THREADS=1 $(BIN)/python tests/extend.py
 
 # Installs this clone's last commit, as Colab installs GitHub's.
-test-cotest-pages: $(STAMP) ## open every page of the built book in headless Chromium: errors, weight, accessibility, search
+test-colab: $(STAMP) ## run every notebook, at its smallest, in a clean environment as on Colab
+	$(BIN)/python tests/colab.py
+
+test-pages: $(STAMP) ## open every page of the built book in headless Chromium: errors, weight, accessibility, search
 	@test -f _build/html/index.html || { echo "The book isn't built: make book" >&2; exit 1; }
 	@command -v chromium >/dev/null || { echo "No chromium found: install Debian's package chromium" >&2; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/pages
-
-lab: $(STAMP) ## run every notebook, at its smallest, in a clean environment as on Colab
-	$(BIN)/python tests/colab.py
 
 lab: $(STAMP) ## open the notebooks in JupyterLab, text and notebook paired
 	@$(BIN)/python -m layerwise.book sync

@@ -12,7 +12,7 @@ from .sync import published
 LONGEST = 200  # letters; more is cut off on most cards
 
 
-def describe(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
+def add_card(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
     """Add title, description, address and picture: what the page begins with, and the landing page's first figure."""
     if doctree is None:
         return

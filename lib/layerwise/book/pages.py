@@ -3,7 +3,7 @@
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from .cards import describe
+from .cards import add_card
 from .icons import STYLE, write_icons
 from .markup import depart_citation, depart_image, mend_outputs, visit_citation, visit_image
 from .mathematics import visit_math, visit_math_block
@@ -45,7 +45,7 @@ def setup(app: Sphinx) -> dict:
     app.add_js_file("reading.js", loading_method="defer")
     app.connect("doctree-resolved", mend_outputs)
     app.connect("doctree-resolved", count_words)
-    app.connect("html-page-context", describe)
+    app.connect("html-page-context", add_card)
     app.connect("html-page-context", leave_out, priority=900)  # when all others have added theirs
     app.connect("build-finished", write_icons)
     app.connect("build-finished", write_counts)
