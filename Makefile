@@ -8,7 +8,7 @@ STAMP := .venv/.layerwise-installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env book sync test test-latest test-extend test-colab lab bench lint types clean
+.PHONY: help env book sync test test-latest test-extend test-colab test-pages lab bench lint types clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,11 @@ test-extend: $(STAMP) ## extend every chapter as a reader would, by a score and 
 # Installs this clone's last commit, as Colab installs GitHub's.
 test-colab: $(STAMP) ## run every notebook, at its smallest, in a clean environment as on Colab
 	$(BIN)/python tests/colab.py
+
+test-pages: $(STAMP) ## open every page of the built book in headless Chromium: errors, weight, accessibility, search
+	@test -f _build/html/index.html || { echo "The book isn't built: make book" >&2; exit 1; }
+	@command -v chromium >/dev/null || { echo "No chromium found: install Debian's package chromium" >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/pages
 
 lab: $(STAMP) ## open the notebooks in JupyterLab, text and notebook paired
 	@$(BIN)/python -m layerwise.book sync

@@ -57,10 +57,8 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
 
 def plain_words(root: Path, values: dict) -> Plain:
     """What turns text of this book into Markdown that reads without it; `values` by the name that the text has."""
-    owner, name = repository(root).split("/")
-    site = f"https://{owner}.github.io/{name}"
     cited = references(root / "book" / "references.bib")
-    return Plain(values, cited, site, lambda figure: kept_figure(root, figure))
+    return Plain(values, cited, published(root), lambda figure: kept_figure(root, figure))
 
 
 def notebook_text(root: Path, name: str) -> str:
@@ -105,6 +103,12 @@ def repository(root: Path) -> str:
     if match is None:
         raise ValueError(f"repository.url in _config.yml is {url!r}; Colab needs https://github.com/OWNER/NAME")
     return match[1]
+
+
+def published(root: Path) -> str:
+    """The address of the published book, without a slash at its end: that of the repository's pages on GitHub."""
+    owner, name = repository(root).split("/")
+    return f"https://{owner}.github.io/{name}"
 
 
 def address_files(root: Path) -> list[Path]:
