@@ -32,11 +32,9 @@ WORD = "[A-Za-z]+"
 
 
 def held_out() -> list[dict]:
-    """Texts of the test split, `kind` and `text`, as many of each kind: drawn anew, of facts that are those of training."""
+    """Texts of the test split, `kind` and `text`, as many of each kind: drawn anew, of facts that training has, too."""
     return [
-        {"kind": kind, "text": text}
-        for kind in KINDS
-        for text, _ in islice(data.documents("test", kind=kind), TEXTS)
+        {"kind": kind, "text": text} for kind in KINDS for text, _ in islice(data.documents("test", kind=kind), TEXTS)
     ]
 
 
