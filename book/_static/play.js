@@ -169,11 +169,14 @@
     return y;
   }
 
-  /** Turn queries or keys [T, D] by their position, in place: number i of a head with the one half a head behind. */
+  /** Turn queries or keys [T, D] by their position, in place: number i of a head with the one half a head behind.
+   *
+   * Angles are float32, as in PyTorch: far from the beginning, exact ones would differ too much from these.
+   */
   function rotate(x, D, head, theta) {
     for (let at = 0; at < x.length; at += head) {
       for (let i = 0; i < head / 2; i++) {
-        const angle = Math.floor(at / D) * theta ** ((-2 * i) / head);
+        const angle = Math.fround(Math.floor(at / D) * Math.fround(theta ** ((-2 * i) / head)));
         const [a, b, cos, sin] = [x[at + i], x[at + i + head / 2], Math.cos(angle), Math.sin(angle)];
         x[at + i] = a * cos - b * sin;
         x[at + i + head / 2] = b * cos + a * sin;

@@ -16,7 +16,7 @@
   const at = (name) => document.getElementById(`play-${name}`);
   const pause = () => new Promise((go) => setTimeout(go));
   const sum = (values) => values.reduce((total, value) => total + value, 0);
-  const share = (p) => `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)} %`;
+  const share = (p) => (p < 0.0005 ? "< 0.1 %" : `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)} %`);
   const signed = (x) => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(2)}`;
   const percent = (x) => `${Math.min(Math.max(100 * x, 0), 100)}%`;
 
@@ -210,7 +210,7 @@
 
   // The guess.
 
-  /** What each block does on the texts: what is lost without it, and how it turns the stream, minus which is LIM. */
+  /** What each block does on the texts: what is lost without it, and LIM, over all their tokens. */
   async function damage() {
     at("working").hidden = false;
     at("progress").value = 0;
@@ -254,11 +254,11 @@
       judged("Missed least", lost[L - 1], least, lim[L - 1]));
     const worst = found[lost[0]].lost;
     const rows = found.map(({ block, lost, lim }) => [
-      `Block ${block}`,
+      `${block}`,
       make("span", { class: "cell" }, signed(lost), make("span", { class: "bar" }, make("span", { style: `width: ${percent(lost / worst)}` }))),
       make("span", { class: "cell" }, lim.toFixed(2).replace("-", "−"), make("span", { class: "bar" }, make("span", { style: `width: ${percent(1 + lim)}` }))),
     ]);
-    at("damage").replaceChildren(table(["", "Loss without it", "LIM"], rows));
+    at("damage").replaceChildren(table(["Block", "Loss without it", "LIM"], rows));
     at("damage").hidden = false;
     at("check").disabled = false;
     revealTurns();
