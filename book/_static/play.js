@@ -254,7 +254,8 @@
     let same = before ? settings.findIndex((setting, i) => setting !== before.settings[i]) : 0;
     if (same < 0) same = settings.length;
     const row = (t) => tokens[t] * D;
-    const embedded = () => Float64Array.from({ length: tokens.length * D }, (_, i) => table[row(Math.floor(i / D)) + (i % D)]);
+    const number = (_, i) => table[row(Math.floor(i / D)) + (i % D)];
+    const embedded = () => Float64Array.from({ length: tokens.length * D }, number);
     const streams = before ? before.streams.slice(0, same + 1) : [embedded()];
     const cosines = before ? before.cosines.slice(0, same) : [];
     for (let i = same; i < settings.length; i++) {

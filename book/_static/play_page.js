@@ -1,9 +1,8 @@
-// The page of the model to play with: what `play.js` computes, shown. Long work is cut into pieces, with a pause after
-// each in which the page answers; what was overtaken by another change stops there.
+// The page of the model to play with: what `play.js` computes, and `play_texts.js` on the held-out texts, shown.
 "use strict";
 
 (() => {
-  const { DENSE, OFF, tokenizer, model: made, run, next, loss } = globalThis.play;
+  const { DENSE, OFF, tokenizer, model: made, run, next } = globalThis.play;
   const data = globalThis.playData;
   const [YES, NO] = ["✓", "✗"];
   const SHOWN = 6; // next words
@@ -15,9 +14,8 @@
   const numbers = Array.from({ length: L }, (_, i) => i);
   const at = (name) => document.getElementById(`play-${name}`);
   const pause = () => new Promise((go) => setTimeout(go));
-  const sum = (values) => values.reduce((total, value) => total + value, 0);
   const share = (p) => (p < 0.0005 ? "< 0.1 %" : `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)} %`);
-  const signed = (x) => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(2)}`;
+  const signed = (x) => `${Math.abs(x) < 0.005 ? "±" : x < 0 ? "−" : "+"}${Math.abs(x).toFixed(2)}`;
   const percent = (x) => `${Math.min(Math.max(100 * x, 0), 100)}%`;
 
   /** An element with text and elements in it. */
@@ -30,13 +28,10 @@
 
   const { encode, piece, end } = tokenizer(data.tokenizer);
   const known = new Set(data.words);
-  const texts = data.texts.map(({ kind, text }) => ({ kind, text, tokens: [end, ...encode(text)] }));
-  const predicted = (text) => text.tokens.length - 1;
-  const all = sum(texts.map(predicted));
+  const held = globalThis.playTexts(data.texts, { encode, end });
   const settings = numbers.map(() => DENSE);
   let model;
-  let dense; // a run of the dense model over each of the texts, with its nats
-  let typed; // one over what was typed
+  let typed; // a run of the dense model over what was typed
   let changes = 0; // of settings, to know what was overtaken
 
   /** A row of radio buttons in a fieldset; the name of a button is said in full to those who hear the page. */
@@ -75,8 +70,10 @@
     const text = at("text").value;
     const found = [];
     if (!text) found.push("Nothing typed: this is how a text begins.");
-    if (cut) found.push(`Too long: the model reads the last ${data.config.context - 1} tokens, not the ${cut} before them.`);
-    if (text.length >= at("text").maxLength) found.push(`There is room for ${at("text").maxLength.toLocaleString("en")} characters.`);
+    const most = data.config.context - 1;
+    if (cut) found.push(`Too long: the model reads the last ${most} tokens, not the ${cut} before them.`);
+    const room = at("text").maxLength;
+    if (text.length >= room) found.push(`There is room for ${room.toLocaleString("en")} characters.`);
     const strange = [...text.matchAll(/[\p{L}\p{M}]+/gu)]
       .filter(({ 0: word, index }) => {
         const unfinished = index + word.length === text.length && data.words.some((other) => other.startsWith(word));
@@ -165,40 +162,19 @@
     showLoss();
   }
 
-  /** Nats of each of the texts with these settings; null if `overtaken` says so on the way. */
-  async function nats(settings, overtaken, each = () => {}) {
-    const found = [];
-    for (const [i, text] of texts.entries()) {
-      const ran = run(model, text.tokens, settings, dense?.[i].ran);
-      found.push({ ran, nats: loss(model, ran) });
-      each();
-      await pause();
-      if (overtaken()) return null;
-    }
-    return found;
-  }
-
-  const mean = (found, which = texts) =>
-    sum(found.map(({ nats }, i) => (which.includes(texts[i]) ? nats : 0))) / sum(which.map(predicted));
-
   async function showLoss() {
     const change = changes;
     at("loss").classList.add("old");
-    const found = await nats([...settings], () => change !== changes);
+    const found = await held.losses([...settings], () => change !== changes);
     if (!found) return;
-    const [now, before] = [mean(found), mean(dense)];
+    const { now, before, kinds } = found;
     at("loss").classList.remove("old");
     at("loss").replaceChildren(
-      `Loss on ${texts.length} held-out texts: `,
+      `Loss on ${held.texts.length} held-out texts: `,
       make("strong", {}, `${now.toFixed(2)} nats per token`),
       ` (dense ${before.toFixed(2)}, change ${signed(now - before)}).`);
-    const row = (kind) => {
-      const which = texts.filter((text) => text.kind === kind);
-      const [mine, its] = [mean(found, which), mean(dense, which)];
-      return [kind, its.toFixed(2), mine.toFixed(2), signed(mine - its)];
-    };
-    const kinds = [...new Set(texts.map(({ kind }) => kind))];
-    at("kinds").replaceChildren(table(["Kind", "Dense", "As set", "Change"], kinds.map(row)));
+    const rows = kinds.map(({ kind, now, before }) => [kind, before.toFixed(2), now.toFixed(2), signed(now - before)]);
+    at("kinds").replaceChildren(table(["Kind", "Dense", "As set", "Change"], rows));
   }
 
   function table(head, rows) {
@@ -210,26 +186,17 @@
 
   // The guess.
 
-  /** What each block does on the texts: what is lost without it, and LIM, over all their tokens. */
-  async function damage() {
-    at("working").hidden = false;
-    at("progress").value = 0;
-    const found = [];
-    for (const i of numbers) {
-      const without = numbers.map((j) => (i === j ? OFF : DENSE));
-      const gone = await nats(without, () => false, () => (at("progress").value += 1 / (L * texts.length)));
-      const tokens = texts.map((text) => text.tokens.length);
-      const cosine = sum(dense.map(({ ran }, j) => ran.cosines[i] * tokens[j])) / sum(tokens);
-      found.push({ block: i, lost: mean(gone) - mean(dense), lim: -cosine });
-    }
-    at("working").hidden = true;
-    return found;
+  /** A number with a bar of its own, which fills such a part of its room. */
+  function barred(number, part) {
+    const bar = make("span", { style: `width: ${percent(part)}` });
+    return make("span", { class: "cell" }, number, make("span", { class: "bar" }, bar));
   }
 
   /** One sentence about a guess and about LIM. */
   function judged(what, right, guess, lim) {
     const told = (who, block) => `${who} ${block}: ${block === right ? `${YES} right` : `${NO} no`}.`;
-    return make("p", {}, make("strong", {}, `${what}: block ${right}.`), ` ${told("You said", guess)} ${told("LIM says", lim)}`);
+    const both = ` ${told("You said", guess)} ${told("LIM says", lim)}`;
+    return make("p", {}, make("strong", {}, `${what}: block ${right}.`), both);
   }
 
   function revealTurns() {
@@ -245,7 +212,9 @@
     }
     at("check").disabled = true;
     at("verdict").replaceChildren();
-    const found = await damage();
+    at("working").hidden = false;
+    const found = await held.damage((share) => (at("progress").value = share));
+    at("working").hidden = true;
     const by = (key) => [...found].sort((a, b) => b[key] - a[key]).map(({ block }) => block);
     const [lost, lim] = [by("lost"), by("lim")];
     const [most, least] = guesses.map(Number);
@@ -255,8 +224,8 @@
     const worst = found[lost[0]].lost;
     const rows = found.map(({ block, lost, lim }) => [
       `${block}`,
-      make("span", { class: "cell" }, signed(lost), make("span", { class: "bar" }, make("span", { style: `width: ${percent(lost / worst)}` }))),
-      make("span", { class: "cell" }, lim.toFixed(2).replace("-", "−"), make("span", { class: "bar" }, make("span", { style: `width: ${percent(1 + lim)}` }))),
+      barred(signed(lost), lost / worst),
+      barred(lim.toFixed(2).replace("-", "−"), 1 + lim),
     ]);
     at("damage").replaceChildren(table(["Block", "Loss without it", "LIM"], rows));
     at("damage").hidden = false;
@@ -267,7 +236,8 @@
   // The beginning.
 
   function build() {
-    const options = data.beginnings.map(({ kind, text }, i) => make("option", { value: i }, `${kind}: ${text.slice(0, 50)}…`));
+    const options = data.beginnings.map(({ kind, text }, i) =>
+      make("option", { value: i }, `${kind}: ${text.slice(0, 50)}…`));
     at("pick").append(...options, make("option", { value: OWN }, "Your own text"));
     at("pick").addEventListener("input", () => {
       at("text").value = data.beginnings[at("pick").value]?.text ?? "";
@@ -301,16 +271,16 @@
       row.append(make("span", { class: "turn", id: `play-turn-${i}` }, turn, make("span", { class: "said" })));
       at("blocks").append(row);
     }
-    at("texts").append(...texts.map(({ kind, text }) => make("p", { class: "small" }, make("strong", {}, `${kind}: `), text)));
+    at("texts").append(...held.texts.map(({ kind, text }) => make("p", { class: "small" }, make("strong", {}, `${kind}: `), text)));
   }
 
   async function start() {
     model = made(data.config, globalThis.playWeights);
     delete globalThis.playWeights; // the text of the weights, which are numbers now
-    const parameters = sum(data.config.tensors.map(([, shape]) => shape.reduce((a, b) => a * b)));
+    const parameters = Object.values(model.tensors).reduce((count, { values }) => count + values.length, 0);
     let done = 0;
-    dense = await nats([...settings], () => false, () => {
-      at("state").textContent = `Reading held-out texts, ${++done} of ${texts.length} …`;
+    await held.begin(model, () => {
+      at("state").textContent = `Reading held-out texts, ${++done} of ${held.texts.length} …`;
     });
     at("state").textContent = `${data.name} is loaded: ${L} blocks, ${(parameters / 1e6).toFixed(1)} million parameters.`;
     at("door").hidden = true;
