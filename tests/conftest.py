@@ -2,9 +2,25 @@ import time
 import types
 
 import pytest
+from browsers import CHROMIUM, NODE
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 from standin_hub import StandInHub
+
+
+@pytest.fixture(params=["node", "chromium"])
+def engine(request):
+    """What runs JavaScript: each that is installed."""
+    if not {"node": NODE, "chromium": CHROMIUM}[request.param]:
+        pytest.skip(f"{request.param} isn't installed")
+    return request.param
+
+
+@pytest.fixture
+def any_engine():
+    if not (NODE or CHROMIUM):
+        pytest.skip("neither node nor chromium is installed")
+    return "node" if NODE else "chromium"
 
 
 @pytest.fixture

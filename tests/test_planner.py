@@ -7,12 +7,13 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 from pathlib import Path
 
+import browsers
 import layerwise as lw
 import numpy as np
 import pytest
+from browsers import CHROMIUM, STATIC, browse
 from families import VARIANTS, config
 from layerwise.__main__ import fit_parser
 from layerwise.book import build, planner
@@ -21,49 +22,15 @@ from transformers import AutoConfig
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "book" / "planner.md").read_text()
-STATIC = ROOT / "book" / "_static"
-NODE, CHROMIUM = shutil.which("node"), shutil.which("chromium") or shutil.which("chromium-browser")
 MODELS = planner.configurations(ROOT)
 KNOWN = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
 
 
-def browse(folder, body, place=""):
-    """The page that headless Chromium makes of this body, with the planner's files beside it, at `place` in it."""
-    (folder / "book").mkdir(exist_ok=True)
-    shutil.copytree(STATIC, folder / "_static", dirs_exist_ok=True)
-    page = folder / "book" / "page.html"
-    page.write_text(f"<!doctype html><meta charset='utf-8'><body class='bd-article'>{body}")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000"]
-    command = [CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", "--dump-dom", f"{page.as_uri()}{place}"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
 def evaluate(engine, folder, expression, data=None):
     """The value of an expression of JavaScript, once the planner's data and formulas are there."""
-    data = data or planner.script(ROOT)
-    code = f"{data}\n{(STATIC / 'planner.js').read_text()}\n"
-    if engine == "node":
-        program = f"{code}console.log(JSON.stringify({expression}))"
-        done = subprocess.run([NODE, "-"], input=program, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-    found = f"document.getElementById('found').textContent = JSON.stringify({expression})"
-    dom = browse(folder, f"<pre id='found'></pre><script>{code}{found}</script>")
-    return json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)[1]))
-
-
-@pytest.fixture(params=["node", "chromium"])
-def engine(request):
-    if not {"node": NODE, "chromium": CHROMIUM}[request.param]:
-        pytest.skip(f"{request.param} isn't installed")
-    return request.param
-
-
-@pytest.fixture
-def any_engine():
-    if not (NODE or CHROMIUM):
-        pytest.skip("neither node nor chromium is installed")
-    return "node" if NODE else "chromium"
+    return browsers.evaluate(
+        engine, folder, f"{data or planner.script(ROOT)}\n{(STATIC / 'planner.js').read_text()}", expression
+    )
 
 
 def known(fields):
