@@ -97,8 +97,10 @@ def main() -> None:
             seconds.append({"round": turn, "way": way, "seconds": time.process_time() - start})
             print(seconds[-1], flush=True)
     parts = np.linspace(0, len(shape.parts) - 2, SAMPLE).astype(int)  # of the blocks, from the first to the last
+    only = np.zeros((len(shape.parts), len(WIDTHS)), bool)
+    only[parts] = True
     start = time.process_time()
-    measured_by_window(model, tokens, RTN(), WIDTHS, only=parts)
+    measured_by_window(model, tokens, RTN(), WIDTHS, only=only)
     scaled = (time.process_time() - start) * len(shape.parts) / SAMPLE
     by_round = pd.DataFrame(seconds).pivot(index="round", columns="way", values="seconds")
     plain = by_round.pop("forward and back")

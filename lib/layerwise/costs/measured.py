@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from layerwise.evaluation.comparison import check_windows
 
 FEW = 4  # bits up to which the ends are measured: beyond, rounding errors are small, and Fisher is right
 ALONG = 3  # bits up to which errors of a matrix's weights aren't independent enough for the diagonal alone
+LARGE = 0.05  # nats: what is predicted to cost more is no small change any more, and is measured
 
 
 def predicted(
@@ -25,22 +26,22 @@ def predicted(
 ) -> np.ndarray:
     """Predicted KL(dense || rounded) of each matrix at each width alone, in nats per token: what `lw.fit` goes by.
 
-    For matrices in blocks that of `fisher`; at 3 bits and fewer its geometric mean with `fisher_along`, of which the
-    one is biased and the other noisy there. Embedding and head, the largest tables, are measured at 4 bits and fewer:
-    at 2 bits the errors of an embedding, which all blocks read, aren't small any more. It takes a pass forward over the
-    tokens and one forward and back through each block, another forward, and one for each width and table that is
-    measured. Parameters and errors are those of `fisher_by_window`; the result, float64 `[parts, widths]`, is a mean
-    over windows as that of `fisher`.
+    That of `fisher`, for matrices in blocks at 3 bits and fewer its geometric mean with `fisher_along`, of which the
+    one is biased and the other noisy there. Both are for small changes. So what is predicted to cost more than 0.05
+    nats is measured, and so are embedding and head, the largest tables, at 4 bits and fewer. It takes a pass forward
+    over the tokens and one forward and back through each block, another forward, and one, from its block on, for each
+    table and width that is measured. Parameters and errors are those of `fisher_by_window`; the result, float64
+    `[parts, widths]`, is a mean over windows as that of `fisher`.
     """
     along = [bits for bits in widths if bits is not None and bits <= ALONG]
     diagonal, whole = (form.mean(axis=0) for form in forms_by_window(model, tokens, quantizer, widths, seed, along))
     found = np.sqrt(diagonal * whole)
-    ends = [j for j, table in enumerate(weight_tables(model)) if table.block is None]
-    few = [k for k, bits in enumerate(widths) if bits is not None and bits <= FEW]
-    if ends and few:
-        low = [widths[k] for k in few]
-        alone = measured_by_window(model, tokens, quantizer, low, batch=1, only=ends).mean(axis=0)
-        found[np.ix_(ends, few)] = alone[ends]
+    large = found > LARGE
+    few = np.array([bits is not None and bits <= FEW for bits in widths])
+    large |= np.array([table.block is None for table in weight_tables(model)])[:, None] & few
+    if large.any():
+        alone = measured_by_window(model, tokens, quantizer, widths, batch=1, only=large).mean(axis=0)
+        found[large] = alone[large]
     return found
 
 
@@ -57,7 +58,7 @@ def measured_by_window(
     quantizer: str | Callable,
     widths: Sequence[int | None],
     batch: int = 8,
-    only: Collection[int] | None = None,
+    only: np.ndarray | None = None,
 ) -> np.ndarray:
     """KL(dense || rounded) of each matrix at each width alone, for each window of text.
 
@@ -75,7 +76,7 @@ def measured_by_window(
     batch
         Windows that are run at a time.
     only
-        Numbers of the parts that are measured; None is all. Others are 0.
+        Which are measured, bool `[parts, widths]`; None is all. Others are 0.
 
     Returns
     -------
@@ -97,22 +98,21 @@ def measured_by_window(
     each, rounding = weight_tables(model), Rounding(quantizer, widths)
     blocks, head = list(structure.blocks(model)), Head(model)
     found = np.zeros((len(tokens), len(each), len(widths)))
-    chosen = range(len(each)) if only is None else sorted(only)
+    chosen = np.array([[bits is not None for bits in widths]] * len(each)) & (True if only is None else only)
     parts = tokens.split(batch)
     with (
         torch.inference_mode(),
         structure.evaluating(model),
-        tqdm(total=len(parts) * len(chosen) * len(widths), desc="measuring", leave=False, disable=None) as bar,
+        tqdm(total=len(parts) * int(chosen.sum()), desc="measuring", leave=False, disable=None) as bar,
     ):
         for start, part in zip(range(0, len(tokens), batch), parts, strict=True):
             passes = Passes(model, part)
             dense = dense_windows(model, head, passes.run(0, blocks))
-            for j, table in ((j, each[j]) for j in chosen):
-                for k, bits in enumerate(widths):
-                    if bits is not None:
-                        with replaced(table, rounding.at(table.weight, bits)):
-                            read = passes.run(table.block or 0, blocks[table.block or 0 :], keep=False)
-                            kl = predictions.differences(predictions.windows(head, read), dense, part)[1]
-                        found[start : start + len(part), j, k] = kl.numpy()
-                    bar.update()
+            for j, k in zip(*np.nonzero(chosen), strict=True):
+                table = each[j]
+                with replaced(table, rounding.at(table.weight, widths[k])):
+                    read = passes.run(table.block or 0, blocks[table.block or 0 :], keep=False)
+                    kl = predictions.differences(predictions.windows(head, read), dense, part)[1]
+                found[start : start + len(part), j, k] = kl.numpy()
+                bar.update()
     return found
