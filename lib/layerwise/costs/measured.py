@@ -40,7 +40,10 @@ def predicted(
     few = np.array([bits is not None and bits <= FEW for bits in widths])
     large |= np.array([table.block is None for table in weight_tables(model)])[:, None] & few
     if large.any():
-        alone = measured_by_window(model, tokens, quantizer, widths, batch=1, only=large).mean(axis=0)
+        # Each table is rounded once for a batch, which takes as long as a pass: as many windows as their logits allow.
+        logits = tokens.shape[1] * structure.text_config(model).vocab_size * model.dtype.itemsize
+        batch = int(np.clip(predictions.room(model) // logits, 1, len(tokens)))
+        alone = measured_by_window(model, tokens, quantizer, widths, batch, only=large).mean(axis=0)
         found[large] = alone[large]
     return found
 
