@@ -9,9 +9,11 @@ import torch
 from families import DECODERS, MIXTURES, logits, random_tokens, tiny, uneven
 from layerwise.__main__ import main
 from layerwise.backbone.structure import blocks, linears
+from layerwise.costs.gradients import pass_back
 from layerwise.costs.tables import Rounding, weight_tables
 from layerwise.quantization import GPTQ, RTN
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 TOKENS = random_tokens(3, 10)
 QUANTIZER = RTN(16)
@@ -93,6 +95,25 @@ def exact_along(model, tokens, widths):
                     found[j] += probability.item() * np.array(along)
     model.requires_grad_(False)
     return found / (2 * tokens.numel())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # one with a head of its own, one whose head is the embedding
+def test_a_pass_back_block_by_block_is_that_of_autograd(family):
+    model = uneven(family)
+    each, tokens = weight_tables(model), random_tokens(2, 6)
+    parts = list(pass_back(model.requires_grad_(True), each, tokens, torch.Generator().manual_seed(3)))
+    assert len(parts) == 2 * len(each) == len({part[:2] for part in parts})
+    generator = torch.Generator().manual_seed(3)
+    for n, window in enumerate(tokens):
+        log_p = model(window[None]).logits[0].float().log_softmax(-1)
+        words = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
+        signs = torch.randint(0, 2, (len(window),), generator=generator) * 2 - 1
+        total = (log_p.gather(1, words)[:, 0] * signs).sum()
+        expected = torch.autograd.grad(total, [table.module.weight for table in each])
+        for part in (part for part in parts if part.window == n):
+            module, gradient = each[part.table].module, expected[part.table]
+            gradient = gradient.T if isinstance(module, Conv1D) else gradient
+            torch.testing.assert_close(part.gradient(), gradient, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

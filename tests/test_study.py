@@ -146,7 +146,7 @@ def test_choices_rest_on_calibration_text(study):
 def test_quality_on_another_corpus_is_that_of_its_text(study):
     first = study()
     plan = lw.plans.bits(first.shapes["6L"], np.arange(6), 3, 8, 2)
-    rows = first.quality("other", [first.case("6L", plan, "rtn", text="world/sums")], corpus="world/sums")
+    rows = first.quality("other", [first.case("6L", plan, "rtn")], corpus="world/sums")
     model, tokenizer = first.models["6L"], first.tokenizers["6L"]
     text = lw.tokens(tokenizer, "world/sums", "test", n=first.test_windows, length=first.length)
     expected = lw.compare(lw.compress(model, plan, quantizer="rtn"), model, text).loss

@@ -7,6 +7,7 @@ import pandas as pd
 
 from layerwise import stats
 
+LABELS = ["model", "quantizer", "cost", "draw"]
 RESAMPLED = 2000  # times that windows are drawn anew
 
 
@@ -38,14 +39,14 @@ def kl_ratios(rows: pd.DataFrame, rival: str, seed: int = 0) -> pd.DataFrame:
             resampled = [_mean_log_ratio(a[:, again], b[:, again]) for again in drawn]
             estimate = np.expm1(stats.bootstrap_interval(value, resampled, a.shape[1]))
             apart = [stats.mean(each) for each in a - b]
-            about = {"model": model, "quantizer": quantizer, "cost": cost, "draw": draw}
+            about = dict(zip(LABELS, (model, quantizer, cost, draw), strict=True))
             found.append(
                 about
                 | dict(zip(("value", "low", "high"), map(float, estimate), strict=True))
                 | {"budgets": len(a), "better": sum(each.high < 0 for each in apart)}
                 | {"worse": sum(each.low > 0 for each in apart)}
             )
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=[*LABELS, "value", "low", "high", "budgets", "better", "worse"])
 
 
 def told_ratios(ratios: pd.DataFrame) -> list[str]:

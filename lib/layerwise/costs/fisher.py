@@ -82,7 +82,8 @@ def fisher_by_window(
     -----
     Memory beside the model: the hidden states that enter each block, of all windows; of one block at a time the
     activations of one window, the gradient of a matrix and what is rounded off; the gradient of the embedding and that
-    of the head, and float32 logits of a few positions (a quarter of a gigabyte, and as much for what is made of them).
+    of the head, and float32 logits of a few positions (a quarter of a gigabyte, and three times that for what is made
+    of them).
     """
     return forms_by_window(model, tokens, quantizer, widths, seed)[0]
 
@@ -127,12 +128,12 @@ def forms_by_window(
                 if any(each[other].block != each[j].block for other in errors):
                     errors.clear()
                 errors[j] = _rounded_off(each[j], rounding, [] if part.entered is None else chosen)
-            squares = _by_cell(part.gradient.float().square_()) / positions
+            squares = _by_cell(part.gradient().float().square()) / positions
             diagonal[n, j] = whole[n, j] = [(cells * squares).sum().item() for cells in errors[j].squares]
             for k, error in zip(chosen, errors[j].whole, strict=False):
                 moved = (part.leaving * (part.entered @ error.T)).float().sum(1)
                 whole[n, j, k] = moved.square().sum().item() / positions
-    if not np.isfinite(diagonal).all():
+    if not np.isfinite([diagonal, whole]).all():
         raise ValueError("gradients are not finite: the model's weights or activations overflow; take another dtype")
     return diagonal, whole
 

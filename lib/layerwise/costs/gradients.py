@@ -24,9 +24,13 @@ class Part(NamedTuple):
 
     window: int
     table: int
-    gradient: Tensor  # [rows, columns] of the signed sum of log-probabilities
+    of_end: Tensor | None = None  # the gradient [rows, columns], of embedding and head
     entered: Tensor | None = None  # [length, columns], of matrices in blocks
     leaving: Tensor | None = None  # [length, rows], the gradient by what the matrix puts out
+
+    def gradient(self) -> Tensor:
+        """Of the signed sum of log-probabilities by the table, [rows, columns]; made when it is asked for."""
+        return self.of_end if self.entered is None else self.leaving.T @ self.entered
 
 
 def pass_back(model: nn.Module, each: list[Table], tokens: Tensor, generator: torch.Generator) -> Iterator[Part]:
@@ -36,17 +40,18 @@ def pass_back(model: nn.Module, each: list[Table], tokens: Tensor, generator: to
     """
     tables = {table.path: j for j, table in enumerate(each) if table.block is None}
     ends = {path: each[j].weight for path, j in tables.items()}
+    head = [ends["head"]] if "head" in ends else []
     runs, gradients, states = [], [], []
     for n, window in enumerate(tqdm(tokens, desc="gradients, head", unit="window", leave=False, disable=None)):
         states.append(generator.get_state())
         with torch.enable_grad():
             run = Run(model, window[None].to(devices.entrance(model)))
-            at_states, at_ends = _through_head(model, run.read, list(ends.values()), generator)
+            at_states, at_head = _through_head(model, run.read, head, generator)
             gradients.append(torch.autograd.grad(run.read.last_hidden_state, run.leaving, at_states[None])[0])
         run.read = replace(run.read, last_hidden_state=run.read.last_hidden_state.detach())
         runs.append(run)
-        if "head" in tables:
-            yield Part(n, tables["head"], at_ends[list(ends).index("head")])
+        if head:
+            yield Part(n, tables["head"], at_head[0])
     blocks = list(enumerate(structure.blocks(model)))
     for i, block in tqdm(
         reversed(blocks), total=len(blocks), desc="gradients", unit="block", leave=False, disable=None
@@ -61,7 +66,7 @@ def pass_back(model: nn.Module, each: list[Table], tokens: Tensor, generator: to
     for n, run in enumerate(runs):
         weight = ends["embedding"]
         (gradient,) = torch.autograd.grad(run.embedded, weight, gradients[n])
-        if "head" not in tables:  # it is the same table: made again, since all windows' take too much memory
+        if not head:  # it is the same table: made again, since all windows' take too much memory
             generator.set_state(states[n])
             with torch.enable_grad():
                 gradient = gradient + _through_head(model, run.read, [weight], generator)[1][0]
@@ -75,9 +80,8 @@ class Run:
         self.entering: list[Tensor] = []
         self.beside: list[tuple[tuple, dict]] = []  # other arguments of each block
         blocks = list(structure.blocks(model))
-        with structure.forwards(
-            blocks, [self._stand_in(block.forward, i + 1 == len(blocks)) for i, block in enumerate(blocks)]
-        ):
+        stand_ins = [self._stand_in(block.forward, block is blocks[-1]) for block in blocks]
+        with structure.forwards(blocks, stand_ins):
             self.read = run_trunk(model, window)
 
     def _stand_in(self, forward: Callable, last: bool) -> Callable:
@@ -112,7 +116,7 @@ def _watched(block: nn.Module, tables: dict[int, int], window: int, found: list[
 
             def use(gradient):
                 leaving = gradient.detach().flatten(0, -2)
-                found.append(Part(window, j, leaving.T @ entered, entered, leaving))
+                found.append(Part(window, j, entered=entered, leaving=leaving))
 
             output.register_hook(use)
 

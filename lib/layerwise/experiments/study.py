@@ -116,7 +116,7 @@ class Study:
             for called, function in functions.items():
                 what = {"model": self._known[name], "function": function, "text": self._hashed(tokens)}
                 asked.append((Function(name, {label: called, "draw": seed} | labels, function, tokens), key(what)))
-        return self._table(table, asked, quick, "values")
+        return self._table(table, asked, quick, "values", corpus)
 
     def score(
         self, model: str, function: Callable, n: int = 64, seed: int = 0, corpus: str | None = None, quick: bool = True
@@ -172,7 +172,7 @@ class Study:
             text = self.text(case.model, split, self.test_windows, corpus=corpus)
             measure = {"measure": "quality", "test": self._hashed(text)} | how
             asked.append((replace(case, text=text), key(self._what(case) | measure)))
-        return self._table(table, asked, quick, "quality", **how)
+        return self._table(table, asked, quick, "quality", corpus, **how)
 
     def answers(
         self, table: str, cases: Iterable[Case], tasks: Iterable[str], items: int | None = None, data=None,
@@ -229,7 +229,7 @@ class Study:
             self._of_text[id(tokens)] = (known(tokens), tokens)
         return self._of_text[id(tokens)][0]
 
-    def _table(self, table: str, asked: list[tuple], quick, how: str, **settings) -> pd.DataFrame:
+    def _table(self, table: str, asked: list[tuple], quick, how: str, corpus=None, **settings) -> pd.DataFrame:
         """Rows of all that is asked, in order: what isn't known is run by a method of `Runner`."""
         # Of one name the last counts: a cell that adds to a list may be run again, edited or not.
         asked = list({(case.model, *case.labels.items()): (case, name) for case, name in asked}.values())
@@ -238,7 +238,7 @@ class Study:
         wanted = {name: case for case, name in reversed(asked) if self.full or quick(case.labels)}
         missing = {name: case for name, case in wanted.items() if results[name] is None}
         for name, rows, origin in self._run(table, missing, how, settings):
-            about = {"text": missing[name].labels.get("text", self.corpus), "length": self.length}
+            about = {"text": corpus or self.corpus, "length": self.length}
             results[name] = self.ledger.add(name, Result(rows, {**origin, **about}))
         for model in self.models:
             there = [(case, name) for case, name in asked if case.model == model and name in self.ledger.committed]
