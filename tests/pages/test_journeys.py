@@ -1,7 +1,9 @@
-"""What readers do in the built book: search, plan for a card, read the claims on a phone, open it without a server."""
+"""What readers do in the built book: search, plan for a card, explore results, read claims on a phone, use no server."""
+
+from urllib.parse import urlsplit
 
 import pytest
-from browsing import NARROW, SITE, Visit, violations, watch
+from browsing import NARROW, OVERFLOW, PALE_BOXES, SCROLL_BOXES, SETTLED, SITE, WIDE, Visit, violations, watch
 
 IN_VIEW = "mark => { const {top, bottom} = mark.getBoundingClientRect(); return top >= 0 && bottom <= innerHeight }"
 
@@ -55,6 +57,37 @@ def test_choosing_a_model_and_a_card_changes_the_answer(page, site):
     assert len({text for _, text in said}) == 3
 
 
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["laptop", "phone"])
+def test_a_click_shows_figures_to_explore(page, site, size):
+    """Drawn as wide as the page is, by keyboard too, accessible, light and dark, without a request to elsewhere."""
+    visit = Visit()
+    watch(page, urlsplit(site).netloc, visit)
+    page.set_viewport_size(size)
+    page.goto(f"{site}/book/explore.html", wait_until="networkidle")
+    assert not [path for path in visit.loaded if "vega" in path]
+    for name in ("budgets", "grid"):
+        figure = page.locator(f"#explore-{name}")
+        figure.get_by_role("button").press("Enter")
+        drawn = figure.locator("svg .mark-line path")
+        drawn.first.wait_for(state="attached")
+        assert figure.locator("svg").bounding_box()["width"] == pytest.approx(figure.bounding_box()["width"], abs=20)
+        before = drawn.evaluate_all("paths => paths.map(path => path.getAttribute('d')).join()")
+        page.keyboard.press("End")  # the last of the models: the list has the focus
+        page.wait_for_function(
+            "([id, before]) => { const paths = document.querySelectorAll(`#${id} svg .mark-line path`);"
+            "return paths.length && [...paths].map(path => path.getAttribute('d')).join() !== before }",
+            arg=[f"explore-{name}", before],
+        )
+        figure.locator("summary").click()
+    for mode in ("light", "dark"):
+        page.emulate_media(color_scheme=mode)
+        page.evaluate(SETTLED)
+        assert violations(page) == []
+    assert page.evaluate(OVERFLOW) <= 0 and page.evaluate(PALE_BOXES) == []
+    assert [box for box in page.evaluate(SCROLL_BOXES) if not (box["reached"] and box["named"])] == []
+    assert (visit.console, visit.failed, visit.elsewhere) == ([], [], [])
+
+
 @pytest.mark.parametrize("name", ["book/claims", "notebooks/claims"])
 def test_claims_can_be_read_on_a_phone(page, site, name):
     """What a line is about stays where its verdicts scroll, no letter is too small, and no word is cut off."""
@@ -84,7 +117,7 @@ def test_data_below_a_chapter_is_a_file_with_all_its_rows(page, site):
     assert f"({len(rows) - 1} rows)" in link.inner_text() and rows[0].count(",") > 1
 
 
-@pytest.mark.parametrize("name", ["book/index", "book/planner", "notebooks/dynamic_slicing"])
+@pytest.mark.parametrize("name", ["book/index", "book/planner", "book/explore", "notebooks/dynamic_slicing"])
 def test_pages_work_without_a_server(page, name):
     visit = Visit()
     watch(page, "", visit)

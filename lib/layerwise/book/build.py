@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import planner, play
+from . import explore, planner, play
 from .execute import execute
 from .paths import chapters
 from .shown import keep, named_figures
@@ -17,7 +17,7 @@ class BuildError(Exception):
 
 def stage(root: Path, executed: dict[str, Path]) -> Path:
     """Make `_build/stage` hold exactly the configuration, the prose, the executed notebooks, their named figures, and
-    what the planner and the model to play with compute with.
+    what the planner, the model to play with and the figures to explore compute with.
 
     `executed` maps a chapter's name to its executed copy, which takes the path of its notebook in the repository:
     launch buttons are made from that path. Files that did not change are left alone, so that only changed pages are
@@ -35,6 +35,9 @@ def stage(root: Path, executed: dict[str, Path]) -> Path:
     if (root / "book" / "play.md").is_file():
         contents[folder / play.SCRIPT] = play.data_script().encode()
         contents[folder / play.WEIGHTS_SCRIPT] = play.weights_script().encode()
+    if (root / "book" / "explore.md").is_file():
+        contents[folder / explore.SCRIPT] = explore.explore_script(root).encode()
+        contents[folder / explore.VEGA_SCRIPT] = explore.vega_script().encode()
     for target, content in contents.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.is_file() or target.read_bytes() != content:

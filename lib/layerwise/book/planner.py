@@ -39,6 +39,13 @@ def configurations(root: Path) -> list[dict]:
     ]
 
 
+def over_samples(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Rows that are alike in the columns `by`, one per calibration sample, as one: the means of `kl` and `bytes`, and
+    the ends of all intervals, `low` and `high`."""
+    how = {"kl": ("kl", "mean"), "low": ("kl_low", "min"), "high": ("kl_high", "max"), "bytes": ("bytes", "mean")}
+    return rows.groupby(by, as_index=False).agg(**how)
+
+
 def quality(root: Path) -> list[dict]:
     """What bits cost on the models that were measured, pretrained ones first; empty where nothing has been measured.
 
@@ -50,9 +57,7 @@ def quality(root: Path) -> list[dict]:
         return []
     rows = pd.read_csv(root / MEASURED, low_memory=False)
     rows = rows[(rows["quantizer"] == "rtn") & rows["cost"].isin(COSTS.values())]
-    points = rows.groupby(["model", "cost", "budget"], as_index=False).agg(
-        kl=("kl", "mean"), low=("kl_low", "min"), high=("kl_high", "max")
-    )
+    points = over_samples(rows, ["model", "cost", "budget"])
     found = []
     for model, part in points.groupby("model"):
         each = {}
