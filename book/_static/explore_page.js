@@ -65,13 +65,15 @@
     start: HALF,
     lines: ["constant", "chosen", "other"],
     names: (choice) => ({ constant: "constant slicing", chosen: `dynamic, SB ${choice}`, other: "other SB" }),
-    columns: { name: "Slices", sp: "SP, %", sb: "SB, %", value: "Perplexity / dense" },
-    rows: (part, choice) =>
-      part.rows.map(([plan, sp, sb, value, low, high]) => {
+    columns: { name: "Slices", sp: "SP, %", sb: "SB, %", value: "Perplexity, times" },
+    rows: (part, choice, over) =>
+      part.rows.map(([plan, sp, sb, ...ratios]) => {
         // At equal bytes all bases but 0 are half of SP; at equal width these are a line if they are asked for.
         const half = isHalf(sp, sb) && (part.equal === "bytes" || choice === HALF);
         const base = half ? HALF : `${sb} %`;
         const constant = plan === "constant";
+        // Over the dense model's, or over constant slices'; these over themselves are 1, without an interval.
+        const [value, low, high] = over === "dense" ? ratios : constant ? [1, null, null] : ratios.slice(3);
         const line = constant ? "constant" : base === choice ? "chosen" : "other";
         const name = constant ? "constant" : `by ${plan}`;
         const said = { name, sp: `${sp}`, sb: `${sb}`, value: short(value, 4), interval: interval(low, high, 4) };
@@ -110,6 +112,7 @@
     const { figure, parts } = data[id];
     const within = (name) => root.querySelector(`.${name}`);
     const [model, kinds, choice] = ["model", "kind", "choice"].map((name) => document.getElementById(`${id}-${name}`));
+    const over = document.getElementById(`${id}-over`); // what values are over, where there is a choice
     const button = root.querySelector("button");
     let view;
 
@@ -132,7 +135,7 @@
       offer(kinds, of.map((part) => part[kind]));
       const part = of.find((each) => each[kind] === kinds.value);
       offer(choice, choices(part), wanted);
-      const rows = rowsOf(part, choice.value);
+      const rows = rowsOf(part, choice.value, over?.value);
       const there = lines.filter((line) => rows.some((row) => row.line === line));
       within("key").replaceChildren(
         ...there.map((line) => {
@@ -166,7 +169,7 @@
       root.parentElement.querySelector("figure")?.remove(); // it stood for this one
       offer(model, [...new Set(parts.map((part) => part.model))]);
       await redraw();
-      for (const select of [model, kinds, choice]) select.addEventListener("change", redraw);
+      for (const select of root.querySelectorAll("select")) select.addEventListener("change", redraw);
       new MutationObserver(redraw).observe(document.documentElement, { attributeFilter: ["data-theme"] });
       model.focus();
     }
