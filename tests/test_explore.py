@@ -247,11 +247,11 @@ def test_slices_of_equal_width_and_bytes_are_drawn_by_their_base(act, data):
     await open("grid");
     found.few = look("grid");
     await choose("grid-model", "6L");
-    await choose("grid-choice", "SP / 2");
-    found.half = look("grid");
+    found.none = look("grid");
     await choose("grid-choice", "10 %");
     found.fixed = look("grid");
     await choose("grid-kind", "bytes");
+    await choose("grid-choice", "SP / 2");
     found.bytes = look("grid");
     await choose("grid-over", "constant");
     found.over = look("grid");
@@ -260,17 +260,17 @@ def test_slices_of_equal_width_and_bytes_are_drawn_by_their_base(act, data):
     found.again = look("grid");
     """)
     assert found["errors"] == []
-    # It has neither plans of equal bytes nor a base of half the slice.
+    # It has no plans of equal bytes.
     assert found["few"]["chosen"] == ["smollm2-135m", "width", "0 %", "dense"] and found["few"]["intervals"] == 2
     assert found["again"] == found["few"]
-    assert [found[name]["chosen"][1:3] for name in ("half", "fixed", "bytes")] == [
-        ["width", "SP / 2"],
+    assert [found[name]["chosen"][1:3] for name in ("none", "fixed", "bytes")] == [
+        ["width", "0 %"],
         ["width", "10 %"],
         ["bytes", "SP / 2"],
     ]
     parts = {part["equal"]: part["rows"] for part in data["grid"]["parts"] if part["model"] == "6L"}
     is_chosen = {
-        "half": lambda sp, sb: 0 < 2 * sb == sp,
+        "none": lambda sp, sb: sb == 0,
         "fixed": lambda sp, sb: sb == 10,
         "bytes": lambda sp, sb: sb > 0,
     }

@@ -12,8 +12,9 @@
     chosen: ["rival", "diamond", "◆"],
     other: ["other", "circle", "―"],
   };
-  const HALF = "SP / 2";
-  const isHalf = (sp, sb) => sb > 0 && 2 * sb === sp;
+
+  /** A slice base as it is chosen: of plans of equal bytes, all but 0 are half of SP. */
+  const baseOf = (part, sb) => (part.equal === "bytes" && sb > 0 ? "SP / 2" : `${sb} %`);
 
   /** An element with text and elements in it. */
   function make(tag, attributes = {}, ...inside) {
@@ -57,20 +58,16 @@
   const grid = {
     kind: "equal",
     choices: (part) => {
-      const dynamic = part.rows.filter(([plan]) => plan !== "constant");
-      const fixed = dynamic.map(([, , sb]) => sb).filter((sb) => part.equal === "width" || sb === 0);
-      const halves = dynamic.some(([, sp, sb]) => isHalf(sp, sb)) ? [HALF] : [];
-      return [...halves, ...[...new Set(fixed)].sort((a, b) => a - b).map((sb) => `${sb} %`)];
+      const bases = part.rows.filter(([plan]) => plan !== "constant").map(([, , sb]) => baseOf(part, sb));
+      return [...new Set(bases)]; // from small to large, as the rows are
     },
-    start: HALF,
+    start: "0 %",
     lines: ["constant", "chosen", "other"],
     names: (choice) => ({ constant: "constant slicing", chosen: `dynamic, SB ${choice}`, other: "other SB" }),
     columns: { name: "Slices", sp: "SP, %", sb: "SB, %", value: "Perplexity, times" },
     rows: (part, choice, over) =>
       part.rows.map(([plan, sp, sb, ...ratios]) => {
-        // At equal bytes all bases but 0 are half of SP; at equal width these are a line if they are asked for.
-        const half = isHalf(sp, sb) && (part.equal === "bytes" || choice === HALF);
-        const base = half ? HALF : `${sb} %`;
+        const base = baseOf(part, sb);
         const constant = plan === "constant";
         // Over the dense model's, or over constant slices'; these over themselves are 1, without an interval.
         const [value, low, high] = over === "dense" ? ratios : constant ? [1, null, null] : ratios.slice(3);

@@ -50,9 +50,11 @@ def dense_bytes(root: Path, model: str) -> int | None:
 def budget_rows(root: Path) -> list[dict]:
     """KL at so many bytes, of each model and quantizer: `dense` bytes, `rows` of [way, budget, bytes, kl, low, high].
 
-    Samples are put together as `planner.over_samples` does. A model whose dense size nobody here knows is left out.
+    Samples are put together as `planner.over_samples` does, at the mean of their bytes. A model whose dense size nobody
+    here knows is left out.
     """
-    points = planner.over_samples(_table(root / BUDGETS), ["model", "quantizer", "cost", "budget"])
+    table, by = _table(root / BUDGETS), ["model", "quantizer", "cost", "budget"]
+    points = planner.over_samples(table, by).merge(table.groupby(by, as_index=False)["bytes"].mean(), on=by)
     found = []
     for model, quantizer, part in _parts(points, "quantizer", first="rtn"):
         if dense := dense_bytes(root, model):
