@@ -1,4 +1,4 @@
-"""What readers do in the built book: search, plan for a card, explore, read claims on a phone, need no server."""
+"""What readers do in the built book: search, plan for a card, explore results, read claims on a phone."""
 
 from urllib.parse import urlsplit
 
