@@ -16,7 +16,7 @@ import pytest
 import vl_convert
 from browsers import CHROMIUM, STATIC, browse
 from layerwise.book import build, explore
-from layerwise.claims import changes
+from layerwise.claims import against_constant, changes
 from layerwise.experiments.rows import window_rows
 
 ROOT = Path(__file__).parents[1]
@@ -67,14 +67,22 @@ def test_slices_are_shown_as_their_table_has_them(data, equal, path):
     found = {(model, plan, sp, sb): values for model, rows in parts.items() for plan, sp, sb, *values in rows}
     settings = table.groupby(["model", "plan", "mean", "base"])
     assert len(found) == sum(map(len, parts.values())) == settings.ngroups
-    intervals = changes(window_rows(table), ["model", "plan", "mean", "base"], "loss")
-    for row in intervals.itertuples():
-        # The mean over samples and windows, worked out without the library.
-        rows = settings.get_group((row.model, row.plan, row.mean, row.base))
-        windows = rows[[name for name in rows if re.fullmatch(r"w\d+", name)]].to_numpy()
-        values = found[row.model.split("/")[-1], row.plan, round(100 * row.mean, 6), round(100 * row.base, 6)]
-        assert values[0] == pytest.approx(np.exp(np.nanmean(windows)), rel=1e-4)
-        np.testing.assert_allclose(np.array(values[1:], float), [1 + row.low, 1 + row.high], rtol=1e-4)
+    by, names = ["model", "plan", "mean", "base"], [name for name in table if re.fullmatch(r"w\d+", name)]
+    intervals = changes(window_rows(table), by, "loss").set_index(by)
+    paired = changes(against_constant(window_rows(table)), by).set_index(by)
+    for key, rows in settings:
+        model, plan, mean, base = key
+        values = np.array(found[model.split("/")[-1], plan, round(100 * mean, 6), round(100 * base, 6)], float)
+        # The means over samples and windows, worked out without the library.
+        dense = rows.set_index("draw")[names]
+        constant = settings.get_group((model, "constant", mean, mean)).set_index("draw")[names]
+        assert values[0] == pytest.approx(np.exp(np.nanmean(dense)), rel=1e-4)
+        np.testing.assert_allclose(values[1:3], 1 + intervals.loc[key, ["low", "high"]], rtol=1e-4)
+        if plan == "constant":
+            assert np.isnan(values[3:]).all()
+        else:
+            assert values[3] == pytest.approx(np.exp(np.nanmean(dense - constant)), rel=1e-4)
+            np.testing.assert_allclose(values[4:], 1 + paired.loc[key, ["low", "high"]].astype(float), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["budgets", "grid"])
@@ -239,27 +247,30 @@ def test_slices_of_equal_width_and_bytes_are_drawn_by_their_base(act, data):
     await open("grid");
     found.few = look("grid");
     await choose("grid-model", "6L");
-    await choose("grid-choice", "SP / 2");
-    found.half = look("grid");
+    found.none = look("grid");
     await choose("grid-choice", "10 %");
     found.fixed = look("grid");
     await choose("grid-kind", "bytes");
+    await choose("grid-choice", "SP / 2");
     found.bytes = look("grid");
+    await choose("grid-over", "constant");
+    found.over = look("grid");
+    await choose("grid-over", "dense");
     await choose("grid-model", "smollm2-135m");
     found.again = look("grid");
     """)
     assert found["errors"] == []
-    # It has neither plans of equal bytes nor a base of half the slice.
-    assert found["few"]["chosen"] == ["smollm2-135m", "width", "0 %"] and found["few"]["intervals"] == 2
+    # It has no plans of equal bytes.
+    assert found["few"]["chosen"] == ["smollm2-135m", "width", "0 %", "dense"] and found["few"]["intervals"] == 2
     assert found["again"] == found["few"]
-    assert [found[name]["chosen"][1:] for name in ("half", "fixed", "bytes")] == [
-        ["width", "SP / 2"],
+    assert [found[name]["chosen"][1:3] for name in ("none", "fixed", "bytes")] == [
+        ["width", "0 %"],
         ["width", "10 %"],
         ["bytes", "SP / 2"],
     ]
     parts = {part["equal"]: part["rows"] for part in data["grid"]["parts"] if part["model"] == "6L"}
     is_chosen = {
-        "half": lambda sp, sb: 0 < 2 * sb == sp,
+        "none": lambda sp, sb: sb == 0,
         "fixed": lambda sp, sb: sb == 10,
         "bytes": lambda sp, sb: sb > 0,
     }
@@ -271,7 +282,10 @@ def test_slices_of_equal_width_and_bytes_are_drawn_by_their_base(act, data):
         assert found[name]["key"] == ["■ constant slicing", f"◆ dynamic, SB {base}", "― other SB"]
         said = [[float(row[1]), float(row[2]), float(row[3])] for row in found[name]["rows"]]
         np.testing.assert_allclose(said, [row[1:4] for row in rows], rtol=6e-4)
-    assert len({found[name]["drawn"] for name in is_chosen}) == 3
+    over = [[float(row[1]), float(row[2]), float(row[3])] for row in found["over"]["rows"]]
+    expected = [[*row[1:3], 1 if row[0] == "constant" else row[6]] for row in parts["bytes"]]
+    np.testing.assert_allclose(over, expected, rtol=6e-4)
+    assert len({found[name]["drawn"] for name in (*is_chosen, "over")}) == 4
 
 
 def test_without_vega_the_page_says_so_and_keeps_the_still_figure(act):

@@ -12,8 +12,9 @@
     chosen: ["rival", "diamond", "◆"],
     other: ["other", "circle", "―"],
   };
-  const HALF = "SP / 2";
-  const isHalf = (sp, sb) => sb > 0 && 2 * sb === sp;
+
+  /** A slice base as it is chosen: of plans of equal bytes, all but 0 are half of SP. */
+  const baseOf = (part, sb) => (part.equal === "bytes" && sb > 0 ? "SP / 2" : `${sb} %`);
 
   /** An element with text and elements in it. */
   function make(tag, attributes = {}, ...inside) {
@@ -57,21 +58,19 @@
   const grid = {
     kind: "equal",
     choices: (part) => {
-      const dynamic = part.rows.filter(([plan]) => plan !== "constant");
-      const fixed = dynamic.map(([, , sb]) => sb).filter((sb) => part.equal === "width" || sb === 0);
-      const halves = dynamic.some(([, sp, sb]) => isHalf(sp, sb)) ? [HALF] : [];
-      return [...halves, ...[...new Set(fixed)].sort((a, b) => a - b).map((sb) => `${sb} %`)];
+      const bases = part.rows.filter(([plan]) => plan !== "constant").map(([, , sb]) => baseOf(part, sb));
+      return [...new Set(bases)]; // from small to large, as the rows are
     },
-    start: HALF,
+    start: "0 %",
     lines: ["constant", "chosen", "other"],
     names: (choice) => ({ constant: "constant slicing", chosen: `dynamic, SB ${choice}`, other: "other SB" }),
-    columns: { name: "Slices", sp: "SP, %", sb: "SB, %", value: "Perplexity / dense" },
-    rows: (part, choice) =>
-      part.rows.map(([plan, sp, sb, value, low, high]) => {
-        // At equal bytes all bases but 0 are half of SP; at equal width these are a line if they are asked for.
-        const half = isHalf(sp, sb) && (part.equal === "bytes" || choice === HALF);
-        const base = half ? HALF : `${sb} %`;
+    columns: { name: "Slices", sp: "SP, %", sb: "SB, %", value: "Perplexity, times" },
+    rows: (part, choice, over) =>
+      part.rows.map(([plan, sp, sb, ...ratios]) => {
+        const base = baseOf(part, sb);
         const constant = plan === "constant";
+        // Over the dense model's, or over constant slices'; these over themselves are 1, without an interval.
+        const [value, low, high] = over === "dense" ? ratios : constant ? [1, null, null] : ratios.slice(3);
         const line = constant ? "constant" : base === choice ? "chosen" : "other";
         const name = constant ? "constant" : `by ${plan}`;
         const said = { name, sp: `${sp}`, sb: `${sb}`, value: short(value, 4), interval: interval(low, high, 4) };
@@ -110,6 +109,7 @@
     const { figure, parts } = data[id];
     const within = (name) => root.querySelector(`.${name}`);
     const [model, kinds, choice] = ["model", "kind", "choice"].map((name) => document.getElementById(`${id}-${name}`));
+    const over = document.getElementById(`${id}-over`); // what values are over, where there is a choice
     const button = root.querySelector("button");
     let view;
 
@@ -132,7 +132,7 @@
       offer(kinds, of.map((part) => part[kind]));
       const part = of.find((each) => each[kind] === kinds.value);
       offer(choice, choices(part), wanted);
-      const rows = rowsOf(part, choice.value);
+      const rows = rowsOf(part, choice.value, over?.value);
       const there = lines.filter((line) => rows.some((row) => row.line === line));
       within("key").replaceChildren(
         ...there.map((line) => {
@@ -166,7 +166,7 @@
       root.parentElement.querySelector("figure")?.remove(); // it stood for this one
       offer(model, [...new Set(parts.map((part) => part.model))]);
       await redraw();
-      for (const select of [model, kinds, choice]) select.addEventListener("change", redraw);
+      for (const select of root.querySelectorAll("select")) select.addEventListener("change", redraw);
       new MutationObserver(redraw).observe(document.documentElement, { attributeFilter: ["data-theme"] });
       model.focus();
     }

@@ -16,7 +16,7 @@ import vl_convert
 from transformers import AutoConfig
 
 import layerwise as lw
-from layerwise.claims import changes
+from layerwise.claims import against_constant, changes
 from layerwise.experiments.rows import window_rows
 from layerwise.models.names import PREFIX, place
 
@@ -50,9 +50,11 @@ def dense_bytes(root: Path, model: str) -> int | None:
 def budget_rows(root: Path) -> list[dict]:
     """KL at so many bytes, of each model and quantizer: `dense` bytes, `rows` of [way, budget, bytes, kl, low, high].
 
-    Samples are put together as `planner.over_samples` does. A model whose dense size nobody here knows is left out.
+    Samples are put together as `planner.over_samples` does, at the mean of their bytes. A model whose dense size nobody
+    here knows is left out.
     """
-    points = planner.over_samples(_table(root / BUDGETS), ["model", "quantizer", "cost", "budget"])
+    table, by = _table(root / BUDGETS), ["model", "quantizer", "cost", "budget"]
+    points = planner.over_samples(table, by).merge(table.groupby(by, as_index=False)["bytes"].mean(), on=by)
     found = []
     for model, quantizer, part in _parts(points, "quantizer", first="rtn"):
         if dense := dense_bytes(root, model):
@@ -65,22 +67,26 @@ def budget_rows(root: Path) -> list[dict]:
 
 
 def slice_rows(root: Path) -> list[dict]:
-    """Perplexity of slices over the dense model's, of each model, and of plans `equal` in width or in bytes: `rows` of
-    [plan, SP, SB, value, low, high], SP and SB in %.
+    """Perplexity of slices, of each model, and of plans `equal` in width or in bytes: `rows` of [plan, SP, SB, over the
+    dense model's, low, high, over constant slices', low, high], SP and SB in %.
 
-    The interval covers calibration samples and test windows; low and high are None for a single sample.
+    Intervals cover calibration samples and test windows. None stands for the ends of that of a single sample, and for
+    constant slices over themselves.
     """
-    tables = {"width": GRID, "bytes": EQUAL_BYTES}
     by = ["model", "plan", "mean", "base"]
-    points = [
-        changes(window_rows(_table(root / path)), by, "loss").assign(equal=equal) for equal, path in tables.items()
-    ]
+    points = []
+    for equal, path in (("width", GRID), ("bytes", EQUAL_BYTES)):
+        rows = window_rows(_table(root / path))
+        both = changes(rows, by, "loss").merge(
+            changes(against_constant(rows), by), on=by, how="left", suffixes=("", "_constant")
+        )
+        points.append(both.assign(equal=equal))
     found = []
     for model, equal, part in _parts(pd.concat(points), "equal", first="width"):
-        rows = [
-            [row.plan, *_short(100 * row.mean, 100 * row.base, 1 + row.value, 1 + row.low, 1 + row.high)]
-            for row in part.sort_values(["plan", "base", "mean"]).itertuples()
-        ]
+        rows = []
+        for row in part.sort_values(["plan", "base", "mean"]).itertuples():
+            over = (row.value, row.low, row.high, row.value_constant, row.low_constant, row.high_constant)
+            rows.append([row.plan, *_short(100 * row.mean, 100 * row.base, *(1 + change for change in over))])
         found.append({"model": Path(model).name, "equal": equal, "rows": rows})
     return found
 
@@ -118,9 +124,9 @@ def grid_figure() -> dict:
         x=alt.X("sp:Q", title="mean slice SP, %", axis=alt.Axis(tickCount=4), scale=alt.Scale(zero=False, padding=12)),
         y="value",
         low="low",
-        axis={"title": "perplexity / dense", "scale": alt.Scale(zero=False)},
+        axis={"title": "perplexity, times", "scale": alt.Scale(zero=False)},
         lines=GRID_LINES,
-        hover={"name": "slices", "sp": "SP, %", "sb": "SB, %", "value": "perplexity / dense"},
+        hover={"name": "slices", "sp": "SP, %", "sb": "SB, %", "value": "perplexity, times"},
         description="Perplexity against the mean slice, a line for each slice base; the table below has the numbers.",
     )
 

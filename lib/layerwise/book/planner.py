@@ -40,10 +40,9 @@ def configurations(root: Path) -> list[dict]:
 
 
 def over_samples(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Rows that are alike in the columns `by`, one per calibration sample, as one: the means of `kl` and `bytes`, and
-    the ends of all intervals, `low` and `high`."""
-    how = {"kl": ("kl", "mean"), "low": ("kl_low", "min"), "high": ("kl_high", "max"), "bytes": ("bytes", "mean")}
-    return rows.groupby(by, as_index=False).agg(**how)
+    """Rows that are alike in the columns `by`, one per calibration sample, as one: the mean of `kl`, and the ends of
+    all intervals, `low` and `high`."""
+    return rows.groupby(by, as_index=False).agg(kl=("kl", "mean"), low=("kl_low", "min"), high=("kl_high", "max"))
 
 
 def quality(root: Path) -> list[dict]:
