@@ -18,6 +18,14 @@ def site():
         def log_message(self, *_):
             pass
 
+        def do_GET(self):
+            # A browser asks for it by itself before a page has named its icon, as the one that only leads on never does.
+            if self.path == "/favicon.ico":
+                self.send_response(204)
+                self.end_headers()
+            else:
+                super().do_GET()
+
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=SITE))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
