@@ -19,7 +19,7 @@ def site():
             pass
 
         def do_GET(self):
-            # A browser asks for it by itself before a page has named its icon, as the one that only leads on never does.
+            # A browser asks for it by itself where a page names no icon, as the one that only leads on to another.
             if self.path == "/favicon.ico":
                 self.send_response(204)
                 self.end_headers()
